@@ -1,0 +1,30 @@
+# Each target creates .venv and installs what it needs, so any of them may be the first command typed.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test check bench clean
+
+$(READY): pyproject.toml
+	@echo "setting up .venv (once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## run the samples against the embedded emulator
+	$(BIN)/batchrouter run samples/*.jsonl --emulate -o demo.run
+
+test: $(READY)  ## the tests
+	@$(BIN)/python -m pytest
+
+check: $(READY)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## measured against a bare aiohttp loop in the same run
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf .venv build dist demo.run .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

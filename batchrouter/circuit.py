@@ -1,0 +1,76 @@
+"""Is the endpoint itself down? Told from the attempts that ended last, over all rows.
+
+Rules of this file: pure; `now` is the loop's clock in seconds. While open, nobody is admitted but one probe at a time,
+at growing intervals; the first answer closes it. One bad row among good ones never opens it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+_ALL_OF: Final = 10  # this many attempts in a row, all failed …
+_ROWS: Final = 3  # … of at least so many rows
+_MOST_OF: Final = 50  # or of so many attempts …
+_MOST: Final = 40  # … so many failed
+_FIRST_PROBE_S: Final = 0.5
+_PROBE_GROWTH: Final = 1.6
+_LONGEST_PROBE_GAP_S: Final = 4.5  # an outage's end is noticed within 5 s
+
+
+class Circuit:
+    """One endpoint's state of health. `ended` takes in every attempt; `open_since` is null while all is well."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[int | None, bool]] = deque(maxlen=_MOST_OF)
+        self._gap_s = 0.0
+        self._next_probe_s = 0.0
+        self.open_since: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether admission is closed but for probes."""
+        return self.open_since is not None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the endpoint answered lately: then what fails is the row's own doing."""
+        return any(not failed for _, failed in self._recent)
+
+    def ended(self, row: int | None, now: float, *, failed: bool) -> bool:
+        """Take in an attempt of `row` (None: of no row in particular, as when there was no connection); true when the
+        circuit opened or closed by it.
+        """
+        if self.open_since is not None:
+            if failed:
+                return False
+            self.open_since = None
+            self._recent.clear()
+            self._recent.append((row, False))
+            return True
+        self._recent.append((row, failed))
+        if not failed or not self._has_cause():
+            return False
+        self.open_since = now
+        self._gap_s = _FIRST_PROBE_S
+        self._next_probe_s = now + self._gap_s
+        return True
+
+    def _has_cause(self) -> bool:
+        recent = self._recent
+        if len(recent) == _MOST_OF and sum(failed for _, failed in recent) >= _MOST:
+            return True
+        if len(recent) < _ALL_OF:
+            return False
+        last = [recent[-1 - i] for i in range(_ALL_OF)]
+        rows = {row for row, _ in last}
+        return all(failed for _, failed in last) and (len(rows) >= _ROWS or None in rows)
+
+    def probe_in_s(self, now: float) -> float:
+        """Seconds until the next probe may leave (0: now)."""
+        return max(0.0, self._next_probe_s - now)
+
+    def probed(self, now: float) -> None:
+        """A probe leaves; the next one waits longer."""
+        self._gap_s = min(_LONGEST_PROBE_GAP_S, self._gap_s * _PROBE_GROWTH)
+        self._next_probe_s = now + self._gap_s

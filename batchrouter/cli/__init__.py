@@ -1,0 +1,73 @@
+"""The command `batchrouter`: a click group that loads a command's module when it is called, and no sooner."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Final
+
+import click
+
+from batchrouter import __version__
+from batchrouter.errors import BatchrouterError
+
+# command -> (module, what it does, as the list of commands tells)
+COMMANDS: Final = {
+    "run": ("batchrouter.cli.run", "Run or resume a batch of requests."),
+    "emulate": ("batchrouter.cli.emulate", "A local WorldRouter endpoint for trying and testing."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are needed: `--help` stays quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        """The commands' names, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command called `cmd_name`, imported."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)  # noqa: S101  (the table above is ours)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The list of commands, from the table instead of from the modules."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"auto_envvar_prefix": "BATCHROUTER", "help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="batchrouter")
+def group() -> None:
+    """Run millions of LLM calls through an OpenAI-compatible endpoint: pay for each once, lose none.
+
+    \b
+    Try it without a key:   batchrouter run samples/*.jsonl --emulate
+    The real thing:         batchrouter run requests.jsonl
+    The same again resumes: batchrouter run requests.jsonl
+    """
+
+
+def main() -> None:
+    """Entry point: a user's mistake is a line on stderr and an exit code, never a traceback."""
+    try:
+        code = group.main(prog_name="batchrouter", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except BatchrouterError as error:
+        click.echo(f"batchrouter: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,84 @@
+"""`batchrouter run`: plan, then run or resume."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from batchrouter.batch import Control, run_batch
+from batchrouter.cli.exits import code_for, last_words, signals_to
+from batchrouter.cli.options import settings_from, settings_options
+from batchrouter.progress import Observer, choose
+from batchrouter.records import Summary
+from batchrouter.settings import Secret, Settings, find_key
+
+
+@click.command(name="run")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--output", metavar="DIR", help="The run directory [<first input's stem>.run].")
+@click.option("--emulate", is_flag=True, help="Send to an embedded emulator: nothing is paid, no key is needed.")
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "log", "json", "none"]),
+    default="auto",
+    help="How to show it. [auto]",
+)
+@settings_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    inputs: tuple[str, ...],
+    output: str | None,
+    progress: str,
+    emulate: bool,  # noqa: FBT001  (click passes it by name)
+    **values: Any,
+) -> None:
+    """Send the rows of INPUT (JSONL: OpenAI Batch rows or bare bodies; files, globs, or - for standard input) and
+    write answers, failures and usage to DIR. The same command again resumes: no answer is paid for twice.
+
+    \b
+    Example: batchrouter run requests.jsonl --model gpt-5.4 --rpm 600
+    """
+    settings = settings_from(values)
+    directory = output or default_directory(inputs[0])
+    observer = choose(progress)
+    summary = asyncio.run(_run(inputs, directory, settings, observer, emulate=emulate))
+    again = shlex.join(["batchrouter", *sys.argv[1:]])
+    with contextlib.suppress(OSError):
+        click.echo(last_words(summary, again), err=True)
+    ctx.exit(code_for(summary, settings.max_fail_ratio))
+
+
+def default_directory(first: str) -> str:
+    """`<first input's stem>.run`, in the current folder."""
+    if first == "-":
+        return "stdin.run"
+    path = Path(first)
+    while path.suffix in {".gz", ".zst", ".jsonl", ".json", ".ndjson"}:
+        path = path.with_suffix("")
+    return f"{path.name}.run"
+
+
+async def _run(
+    inputs: Sequence[str], directory: str, settings: Settings, observer: Observer, *, emulate: bool
+) -> Summary:
+    control = Control()
+    with signals_to(control, asyncio.get_running_loop()), contextlib.closing(observer):
+        if not emulate:
+            key = find_key(os.environ, settings.api_key_file)
+            return await run_batch(inputs, directory, settings, key, observer=observer, control=control)
+        from batchrouter.emulator import Emulator  # noqa: PLC0415  (aiohttp.web, only here)
+
+        async with Emulator() as emulator:
+            local = replace(settings, base_url=emulator.base_url)
+            return await run_batch(inputs, directory, local, Secret(emulator.key), observer=observer, control=control)

@@ -1,0 +1,278 @@
+"""checkpoint.sqlite: the index over plan and log, so that a run resumes without reading either again.
+
+Rules of this file: it holds nothing that the input and the log do not; whatever is wrong with it (`Unusable`) is mended
+by building it anew. A commit never names log bytes that were not synced before it. Rows are numbered from 0 in input
+order; `key` and `digest` are those of `records.Identity`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from batchrouter.jsonl import sync_file
+
+VERSION: Final = 1
+PENDING, ANSWERED, FAILED = 0, 1, 2  # row.state
+REQUEST, INVALID, DUPLICATE = 0, 1, 2  # row.kind
+
+_SCHEMA: Final = """
+CREATE TABLE row(
+  n INTEGER PRIMARY KEY, key BLOB NOT NULL, digest BLOB NOT NULL,
+  file INTEGER NOT NULL, line INTEGER NOT NULL, start INTEGER NOT NULL, length INTEGER NOT NULL,
+  kind INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0, at INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+_CACHE_KIB: Final = 8192
+
+
+class Unusable(Exception):  # noqa: N818  (a finding, not a mishap)
+    """The index is missing, damaged, of another version, or does not fit the log: build it anew."""
+
+
+class Planned(NamedTuple):
+    """A row as the plan knows it: where its line is, and who it is."""
+
+    n: int
+    key: bytes
+    digest: bytes
+    file: int
+    line: int
+    start: int
+    length: int
+    kind: int
+
+
+class Logged(NamedTuple):
+    """A line of a log as the index needs it: whose answer (or failure) it is, and where it stands."""
+
+    key: bytes
+    digest: bytes
+    state: int
+    at: int
+    refused: bool
+    place: str
+
+
+class Marks(NamedTuple):
+    """How many bytes of each log the index accounts for, and a digest of the bytes just before each mark."""
+
+    results: int
+    errors: int
+    results_tail: str
+    errors_tail: str
+
+
+class Index:
+    """One open checkpoint.sqlite. Every method raises `Unusable` for damage, OSError-like faults as sqlite3.Error."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path) -> Index:
+        """The index at `path`, checked; raises Unusable."""
+        if not path.is_file() or path.is_symlink():
+            raise Unusable("there is none")
+        index = cls(_connect(path), path)
+        try:
+            index._verify()
+        except sqlite3.Error as error:
+            index.close()
+            raise Unusable(str(error)) from None
+        except Unusable:
+            index.close()
+            raise
+        return index
+
+    @classmethod
+    def build(cls, path: Path, rows: Iterable[Planned]) -> Index:
+        """A new index of `rows` in place of whatever is at `path`; nothing is answered yet."""
+        remove(path)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        connection = _connect(path)
+        connection.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + _SCHEMA)
+        connection.execute("BEGIN")
+        connection.executemany("INSERT INTO row VALUES(?,?,?,?,?,?,?,?,0,0)", rows)
+        connection.execute("CREATE INDEX row_key ON row(key)")
+        connection.execute("COMMIT")
+        return cls(connection, path)
+
+    def finish_build(self, meta: dict[str, Any]) -> None:
+        """Declare a built index valid: only now would `open` take it."""
+        sync_file(self.path)
+        self._connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
+        self.put_meta({"version": VERSION, "rows": self._one("SELECT count(*) FROM row"), **meta})
+
+    def _verify(self) -> None:
+        self._connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
+        meta = self.meta()
+        if meta.get("version") != VERSION:
+            raise Unusable("another version wrote it")
+        count, highest = self._connection.execute("SELECT count(*), max(n) FROM row").fetchone()
+        if count != meta.get("rows") or (count and highest != count - 1):
+            raise Unusable("rows are missing")
+        if self._sums() != meta.get("sums"):
+            raise Unusable("its contents do not add up")
+
+    def _sums(self) -> list[int]:
+        """What the state of all rows adds up to: kept beside them, so that damage shows."""
+        found = self._connection.execute(
+            "SELECT coalesce(sum(state = 1), 0), coalesce(sum(state = 2), 0), coalesce(sum(at), 0) FROM row"
+        ).fetchone()
+        return list(found)
+
+    def _one(self, query: str, *values: object) -> Any:
+        return self._connection.execute(query, values).fetchone()[0]
+
+    def meta(self) -> dict[str, Any]:
+        """What was put by `put_meta`; raises Unusable where it cannot be read."""
+        try:
+            return {name: orjson.loads(value) for name, value in self._connection.execute("SELECT * FROM meta")}
+        except (sqlite3.Error, orjson.JSONDecodeError) as error:
+            raise Unusable(str(error)) from None
+
+    def put_meta(self, values: dict[str, Any]) -> None:
+        """Keep values that JSON can hold, in a transaction of their own."""
+        with self._transaction():
+            self._put_meta(values)
+
+    def _put_meta(self, values: dict[str, Any]) -> None:
+        rows = [(name, orjson.dumps(value).decode()) for name, value in values.items()]
+        self._connection.executemany("INSERT OR REPLACE INTO meta VALUES(?,?)", rows)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def mark_duplicates(self, rekey: Callable[[bytes, int, int], bytes]) -> None:
+        """Count every row whose key an earlier row has as a duplicate, known from now on by rekey(key, file, line)."""
+        self._connection.create_function("rekey", 3, rekey, deterministic=True)
+        self._connection.execute(
+            "UPDATE row SET kind = ?, key = rekey(row.key, row.file, row.line) FROM"
+            " (SELECT key, min(n) AS n FROM row INDEXED BY row_key GROUP BY key HAVING count(*) > 1) first"
+            " WHERE row.key = first.key AND row.n <> first.n",
+            (DUPLICATE,),
+        )
+
+    def first_of(self, key: bytes) -> Planned | None:
+        """The row known by `key`."""
+        found = self._planned("key = ?", key)
+        return found[0] if found else None
+
+    def _planned(self, where: str, *values: object) -> list[Planned]:
+        query = f"SELECT n, key, digest, file, line, start, length, kind FROM row WHERE {where}"  # noqa: S608  (constants of this file)
+        return [Planned(*found) for found in self._connection.execute(query, values)]
+
+    def pending(self, after: int, below: int, most: int, *, refused: bool = False) -> list[Planned]:
+        """At most `most` pending rows with after < n < below, in input order: requests, or else refused rows."""
+        which = "kind <> 0" if refused else "kind = 0"
+        return self._planned(f"n > ? AND n < ? AND state = 0 AND {which} ORDER BY n LIMIT ?", after, below, most)
+
+    def counts(self, below: int) -> dict[tuple[int, int], int]:
+        """(kind, state) -> rows, among the first `below`."""
+        query = "SELECT kind, state, count(*) FROM row WHERE n < ? GROUP BY kind, state"
+        return {(kind, state): count for kind, state, count in self._connection.execute(query, (below,))}
+
+    def load(self, logged: Iterable[Logged]) -> None:
+        """Take in lines of the log, to be judged by `changed`, `strangers`, `twice` and then `settle`."""
+        self._connection.executescript(
+            "PRAGMA temp_store=FILE; CREATE TEMP TABLE IF NOT EXISTS logged("
+            "key BLOB, digest BLOB, state INTEGER, at INTEGER, refused INTEGER, place TEXT); DELETE FROM logged;"
+        )
+        self._connection.execute("BEGIN")
+        self._connection.executemany("INSERT INTO logged VALUES(?,?,?,?,?,?)", logged)
+        self._connection.execute("COMMIT")
+
+    def changed(self) -> Iterator[tuple[Planned, Logged]]:
+        """Rows asked before with another body, each with the log line of that."""
+        query = (
+            "SELECT r.n, r.key, r.digest, r.file, r.line, r.start, r.length, r.kind, l.* FROM logged l"
+            " JOIN row r ON r.key = l.key WHERE r.digest <> l.digest ORDER BY r.n"
+        )
+        for found in self._connection.execute(query):
+            yield Planned(*found[:8]), Logged(*found[8:])
+
+    def strangers(self) -> Iterator[Logged]:
+        """Log lines of rows that the input no longer has."""
+        query = "SELECT l.* FROM logged l LEFT JOIN row r ON r.key = l.key WHERE r.n IS NULL"
+        for found in self._connection.execute(query):
+            yield Logged(*found)
+
+    def twice(self) -> list[str]:
+        """Places of rows that stand in the log more than once."""
+        query = "SELECT min(place) FROM logged GROUP BY key HAVING count(*) > 1 LIMIT 20"
+        return [place for (place,) in self._connection.execute(query)]
+
+    def forget(self) -> None:
+        """Take all rows for pending again: the log was rewritten and is to be loaded from its start."""
+        with self._transaction():
+            self._connection.execute("UPDATE row SET state = 0, at = 0 WHERE state <> 0")
+            self._put_meta({"sums": [0, 0, 0], "marks": None})
+
+    def settle(self, meta: dict[str, Any]) -> None:
+        """Book the loaded lines on their rows, together with the marks and totals that account for them."""
+        with self._transaction():
+            self._connection.execute("UPDATE row SET state = l.state, at = l.at FROM logged l WHERE row.key = l.key")
+            self._put_meta({**meta, "sums": self._sums()})
+        self._connection.execute("DROP TABLE logged")
+
+    def commit(self, done: list[tuple[int, int, int]], meta: dict[str, Any]) -> None:
+        """Book (n, state, at) of rows that the synced log holds, together with the marks that account for them.
+
+        One statement for all of them: SQLite works it off without the interpreter lock, beside the event loop.
+        """
+        with self._transaction():
+            before = self.meta()["sums"]
+            self._connection.execute(
+                "UPDATE row SET state = json_extract(j.value, '$[1]'), at = json_extract(j.value, '$[2]')"
+                " FROM json_each(?) j WHERE row.n = json_extract(j.value, '$[0]')",
+                (orjson.dumps(done).decode(),),
+            )
+            answered = sum(state == ANSWERED for _, state, _ in done)
+            sums = [
+                before[0] + answered,
+                before[1] + len(done) - answered,
+                before[2] + sum(at for *_, at in done),
+            ]
+            self._put_meta({**meta, "sums": sums})
+
+    def rows_in_order(self) -> Iterator[tuple[Planned, int, int]]:
+        """All rows with (state, at), in input order."""
+        query = "SELECT n, key, digest, file, line, start, length, kind, state, at FROM row ORDER BY n"
+        for found in self._connection.execute(query):
+            yield Planned(*found[:8]), found[8], found[9]
+
+    def reader(self) -> Index:
+        """A second door to the same file, for another thread."""
+        return Index(_connect(self.path), self.path)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+
+def remove(path: Path) -> None:
+    """Delete an index and what SQLite keeps beside it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+    return connection

@@ -1,0 +1,312 @@
+"""One line of input -> a Request that can be sent, or a Refusal that says why not.
+
+Rules of this file: pure but for the two functions that open files; a body leaves as the bytes it came in, changed only
+where a setting asks for it. The fast way cuts the body out of its line and proves the cut (what is left must parse with
+a null in the body's place, and the body must parse by itself); every line that does not fit goes the slow, general way.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+
+import orjson
+
+from batchrouter import jsontext
+from batchrouter.errors import UsageError
+from batchrouter.jsonl import LONGEST_LINE_BYTES, Line
+from batchrouter.records import Identity, Refusal, Request
+
+# What a row may be sent to, by the `url` of a batch row, and the field of the body without which it is no request.
+PATHS: Final = {
+    f"{prefix}{path}": path
+    for path in ("/chat/completions", "/completions", "/embeddings", "/responses")
+    for prefix in ("", "/v1")
+}
+_NEEDED: Final = {"/completions": "prompt", "/embeddings": "input", "/responses": "input"}
+
+_BOM: Final = b"\xef\xbb\xbf"
+_BODY: Final = re.compile(rb'"body"[ \t]*:[ \t]*(?=\{)')
+_ENVELOPE_KEYS: Final = frozenset({"custom_id", "method", "url", "body"})
+_LINE_END: Final = b" \t\r"
+_EXPECTED_ANSWER_TOKENS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Shaping:
+    """What settings do to every body: part of a row's identity, all but `stream`."""
+
+    model: str | None = None
+    override_model: str | None = None
+    defaults: tuple[tuple[str, str], ...] = ()
+    stream: bool | None = None
+
+    def fingerprint(self) -> str:
+        """A text that differs when a body could."""
+        return repr((self.model, self.override_model, self.defaults))
+
+
+class Invalid(ValueError):  # noqa: N818  (a finding about a row)
+    """Why a row cannot be asked."""
+
+
+def identify(custom_id: str, body: bytes) -> Identity:
+    """A row's identity: 96-bit BLAKE2b of its id and of its body as it is sent."""
+    return Identity(
+        hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=12).digest(),
+        hashlib.blake2b(body, digest_size=12).digest(),
+    )
+
+
+def key_of_duplicate(key: bytes, file: str, line: int) -> bytes:
+    """The key of a row whose custom_id an earlier row has: by its place too, as its id is not its own."""
+    return hashlib.blake2b(b"%b\0%b:%d" % (key, file.encode("utf-8", "surrogateescape"), line), digest_size=12).digest()
+
+
+def read_row(line: Line, n: int, file: str, shaping: Shaping) -> Request | Refusal | None:
+    """What a line of `file` asks for, as the run's row `n`; None for a blank line."""
+    raw = line.raw
+    if raw is None:
+        problem = f"the line is longer than {LONGEST_LINE_BYTES >> 20} MiB"
+        return _refuse(f"{file}:{line.number}", b"", problem, n, file, line.number)
+    if line.number == 1 and raw.startswith(_BOM):
+        raw = raw[len(_BOM) :]
+    raw = raw.strip(_LINE_END)
+    if not raw:
+        return None
+    custom_id = f"{file}:{line.number}"
+    try:
+        envelope, body, fields = _split(raw)
+    except ValueError as error:
+        return _refuse(custom_id, raw, str(error), n, file, line.number)
+    try:
+        if "custom_id" in envelope:
+            given = envelope["custom_id"]
+            if type(given) is not str:
+                raise Invalid("custom_id is not a string")  # noqa: TRY301  (one way out for all that is wrong)
+            custom_id = given
+        path = _path(envelope)
+        body, fields = shape(body, fields, shaping)
+        model = _check(fields, path)
+    except Invalid as error:
+        return _refuse(custom_id, raw, str(error), n, file, line.number)
+    identity = identify(custom_id, body)
+    streamed = fields.get("stream") is True
+    if shaping.stream is not None or streamed:
+        body, streamed = _shape_stream(body, fields, shaping.stream, path)
+    extra = None
+    if fields is not envelope and not envelope.keys() <= _ENVELOPE_KEYS:
+        extra = {key: value for key, value in envelope.items() if key not in _ENVELOPE_KEYS}
+    tokens = estimate_tokens(body, fields)
+    return Request(n, custom_id, file, line.number, identity, path, body, model, streamed, tokens, extra)
+
+
+def _refuse(custom_id: str, raw: bytes, problem: str, n: int, file: str, line: int) -> Refusal:
+    message = f"{file}:{line}: {problem}"
+    return Refusal(n, custom_id, file, line, identify(custom_id, raw), "invalid_row", message)
+
+
+def _split(raw: bytes) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
+    """A line -> (envelope, body text, body's fields); of a bare body the envelope is the fields themselves."""
+    match = _BODY.search(raw)
+    if match:
+        begin, end = match.end(), len(raw) - 1
+        body = raw[begin:end].rstrip()
+        try:
+            envelope = orjson.loads(b"%bnull}" % raw[:begin])
+            fields = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return _split_slowly(raw)
+        if raw[end] == ord("}") and type(envelope) is dict and envelope.get("body", 0) is None:
+            return envelope, body, fields
+        return _split_slowly(raw)
+    try:
+        fields = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return _split_slowly(raw)
+    if type(fields) is not dict or "custom_id" in fields or "body" in fields:
+        return _split_slowly(raw)
+    return fields, raw, fields
+
+
+def _split_slowly(raw: bytes) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
+    try:
+        whole = jsontext.loads(raw, strict=True)
+    except jsontext.NotJson as error:
+        raise Invalid(f"not JSON: {error}") from None
+    if type(whole) is not dict:
+        raise Invalid("not a JSON object")
+    if "body" not in whole:
+        body = jsontext.without(raw, "custom_id") if "custom_id" in whole else raw
+        return whole, body, whole
+    fields = whole["body"]
+    if type(fields) is not dict:
+        raise Invalid("body is not an object")
+    return whole, jsontext.value_of(raw, "body"), fields
+
+
+def _path(envelope: Mapping[str, Any]) -> str:
+    if "body" not in envelope:
+        return "/chat/completions"
+    method = envelope.get("method", "POST")
+    if method != "POST":
+        raise Invalid(f"method is {method!r}, not POST"[:200])
+    url = envelope.get("url", "/v1/chat/completions")
+    path = PATHS.get(url) if type(url) is str else None
+    if path is None:
+        raise Invalid(f"url is {url!r}; known are /v1/chat/completions, completions, embeddings, responses"[:300])
+    return path
+
+
+def _check(fields: Mapping[str, Any], path: str) -> str:
+    """The model of a body that can be sent; raises Invalid."""
+    needed = _NEEDED.get(path)
+    if needed is None:
+        messages = fields.get("messages")
+        if type(messages) is not list:
+            raise Invalid("messages is not a list" if "messages" in fields else "there is no messages")
+        if not messages:
+            raise Invalid("messages is empty")
+        for message in messages:
+            if type(message) is not dict:
+                raise Invalid("messages holds something that is no object")
+    elif needed not in fields:
+        raise Invalid(f"there is no {needed}")
+    model = fields.get("model")
+    if type(model) is not str or not model:
+        raise Invalid("there is no model; name one in the row or with --model")
+    return model
+
+
+def shape(body: bytes, fields: dict[str, Any], shaping: Shaping) -> tuple[bytes, dict[str, Any]]:
+    """The body with the settings' model and defaults worked in; the very same bytes where nothing is to be done."""
+    changes: dict[str, str] = {key: text for key, text in shaping.defaults if key not in fields}
+    if shaping.override_model is not None:
+        changes["model"] = jsontext.dumps(shaping.override_model).decode()
+    elif shaping.model is not None and fields.get("model") is None:
+        changes["model"] = jsontext.dumps(shaping.model).decode()
+    if not changes:
+        return body, fields
+    fields = fields | {key: orjson.loads(text) for key, text in changes.items()}
+    return jsontext.replace(body, {key: text.encode() for key, text in changes.items()}), fields
+
+
+def _shape_stream(body: bytes, fields: Mapping[str, Any], wanted: bool | None, path: str) -> tuple[bytes, bool]:  # noqa: FBT001  (three-valued setting)
+    """The body asking for a stream, or for none; a streamed chat asks for its usage where it says nothing of it."""
+    streamed = fields.get("stream") is True
+    changes: dict[str, bytes] = {}
+    if wanted is not None and wanted != streamed and path != "/embeddings":
+        streamed = wanted
+        changes["stream"] = b"true" if wanted else b"false"
+    if streamed and path in {"/chat/completions", "/completions"} and "stream_options" not in fields:
+        changes["stream_options"] = b'{"include_usage":true}'
+    if not changes:
+        return body, streamed
+    body = jsontext.replace(body, changes)
+    if not streamed and "stream_options" in fields:
+        body = jsontext.without(body, "stream_options")  # it is an error beside "stream": false
+    return body, streamed
+
+
+def estimate_tokens(body: bytes, fields: Mapping[str, Any]) -> int:
+    """Tokens that a request may use, before anybody counted: a token for four bytes of the body, and the answer's
+    budget where one is named, else 256. The pace corrects itself by the usage that comes back.
+    """
+    budget = fields.get("max_completion_tokens") or fields.get("max_tokens")
+    answer = budget if type(budget) is int and 0 < budget < _EXPECTED_ANSWER_TOKENS else _EXPECTED_ANSWER_TOKENS
+    return len(body) // 4 + answer
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input file: `label` is how rows name it, `path` where it is."""
+
+    label: str
+    path: Path
+
+    def open(self) -> BinaryIO:
+        """The file's lines, decompressed (by content, not by name); raises UsageError where that cannot be."""
+        try:
+            file = self.path.open("rb", buffering=2**20)
+            head = file.read(4)
+            file.seek(0)
+        except OSError as error:
+            raise UsageError(f"{self.path}: {error.strerror}") from None
+        if head.startswith(b"\x1f\x8b"):
+            return cast("BinaryIO", io.BufferedReader(gzip.GzipFile(fileobj=file), 2**20))
+        if head == b"\x28\xb5\x2f\xfd":
+            return _open_zstd(file)
+        return file
+
+    def fingerprint(self) -> dict[str, int]:
+        """What tells, without reading it, that the file is the one that was read before; raises UsageError."""
+        try:
+            stat = self.path.stat()
+        except OSError as error:
+            raise UsageError(f"{self.path}: {error.strerror}") from None
+        return {
+            "size": stat.st_size,
+            "modified_ns": stat.st_mtime_ns,
+            "changed_ns": stat.st_ctime_ns,
+            "inode": stat.st_ino,
+        }
+
+
+def _open_zstd(file: BinaryIO) -> BinaryIO:
+    try:
+        import zstandard  # noqa: PLC0415  (an extra)
+    except ImportError:
+        file.close()
+        raise UsageError(".zst input needs an extra: pip install 'batchrouter[zstd]'") from None
+    reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=True)
+    return cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", reader), 2**20))
+
+
+def find_sources(inputs: tuple[str, ...], stdin_copy: Path) -> tuple[Source, ...]:
+    """Input arguments -> sources in order: globs opened, `-` meaning `stdin_copy`; raises UsageError."""
+    paths: list[Path] = []
+    for text in inputs:
+        if text == "-":
+            paths.append(stdin_copy)
+        elif Path(text).exists() or not any(sign in text for sign in "*?["):
+            paths.append(Path(text))
+        else:
+            matches = sorted(Path().glob(text)) if not Path(text).is_absolute() else _absolute_glob(text)
+            if not matches:
+                raise UsageError(f"{text}: no file fits this pattern")
+            paths.extend(matches)
+    for path in paths:
+        if path != stdin_copy and not path.exists():
+            raise UsageError(f"{path}: there is no such file")
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; name its files, as in {path}/*.jsonl")
+    if len({path.resolve() for path in paths}) != len(paths):
+        raise UsageError("the same input is named twice")
+    return tuple(Source(label, path) for label, path in zip(_labels(paths, stdin_copy), paths, strict=True))
+
+
+def _absolute_glob(text: str) -> list[Path]:
+    path = Path(text)
+    return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+
+
+def _labels(paths: list[Path], stdin_copy: Path) -> list[str]:
+    """File names; where two inputs share one, as much of their paths as tells them apart."""
+    labels = ["stdin" if path == stdin_copy else path.name for path in paths]
+    depth = 1
+    while len(set(labels)) != len(labels) and depth <= max(len(path.parts) for path in paths):
+        depth += 1
+        twice = {label for label in labels if labels.count(label) > 1}
+        labels = [
+            "/".join(path.parts[-depth:]) if label in twice else label
+            for label, path in zip(labels, paths, strict=True)
+        ]
+    if len(set(labels)) != len(labels):
+        labels = [path.as_posix() for path in paths]
+    return labels

@@ -1,0 +1,321 @@
+"""The run directory: the log of what was answered and what failed, its totals, its lock, and its recovery.
+
+Rules of this file: results.jsonl and errors.jsonl are the truth; a row is in the kernel's hands the moment `record`
+returns, so that no kill takes it back; it is on the disk and in the index after the next checkpoint, in that order.
+What is found wrong at the start is cut (a torn tail) or set aside (a damaged line) before anything is appended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Self
+
+import orjson
+
+from batchrouter import jsontext
+from batchrouter.errors import BusyError, DiskError
+from batchrouter.index import ANSWERED, FAILED, Index, Logged, Unusable
+from batchrouter.jsonl import Appender, end_of_last_line, read_lines, replace_file, sync_directory
+from batchrouter.records import Outcome, Refusal, Reply, Usage
+from batchrouter.usage import Totals
+
+_TAIL_BYTES: Final = 4096
+_ID_PREFIX: Final = "batch_req_"
+_ID_LENGTH: Final = len(_ID_PREFIX) + 48
+_NOTHING_USED: Final = Usage()
+
+
+class Damaged(ValueError):  # noqa: N818  (a finding about a line)
+    """A line of a log that cannot be what was written there."""
+
+
+class Ledger:
+    """One run directory, held by this process alone from `open` to `close`.
+
+    `now` gives the wall time in seconds; `redact` is applied to every line before it is written.
+    """
+
+    def __init__(
+        self, directory: Path, lock_fd: int, redact: Callable[[bytes], bytes], now: Callable[[], float]
+    ) -> None:
+        self.directory = directory
+        self.totals = Totals()
+        self._lock_fd = lock_fd
+        self._redact = redact
+        self._now = now
+        self._index: Index | None = None
+        self._done: list[tuple[int, int, int]] = []
+        self._stamp = (0, "")
+        self.notes: list[str] = []
+        self.results = self._open_log("results.jsonl")
+        self.errors = self._open_log("errors.jsonl")
+        self._events: Appender | None = self._open_log("events.jsonl")
+
+    @classmethod
+    def open(cls, directory: Path, *, redact: Callable[[bytes], bytes], now: Callable[[], float] = time.time) -> Self:
+        """Take the directory (made if need be) and cut torn tails; raises BusyError or DiskError."""
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock_fd = _lock(directory / "lock")
+            try:
+                return cls(directory, lock_fd, redact, now)
+            except BaseException:
+                os.close(lock_fd)
+                raise
+        except OSError as error:
+            raise DiskError(f"{directory}: {error.strerror}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open_log(self, name: str) -> Appender:
+        log = Appender(self.directory / name)
+        whole = end_of_last_line(log.path, log.size)
+        if whole != log.size:
+            self.notes.append(f"{log.path}: cut a torn last line of {log.size - whole} bytes; its row is pending again")
+            log.cut(whole)
+        return log
+
+    # --- what the log says -----------------------------------------------------------------------------------------
+
+    def marks(self) -> dict[str, Any]:
+        """Where the logs end now, and what stands there: an index with other marks does not fit them."""
+        return {log.path.stem: [log.size, _tail_digest(log.path, log.size)] for log in (self.results, self.errors)}
+
+    def fits(self, marks: Mapping[str, Any] | None) -> bool:
+        """Whether an index with `marks` accounts for a beginning of these logs."""
+        if marks is None:
+            return False
+        for log in (self.results, self.errors):
+            size, tail = marks[log.path.stem]
+            if size > log.size or _tail_digest(log.path, size) != tail:
+                return False
+        return True
+
+    def replay(self, marks: Mapping[str, Any] | None) -> Iterator[Logged]:
+        """The log's lines past the marks (None: all), each also added to `totals`; a bad tail is cut on the way.
+
+        Raises DiskError for damage that is not at the end of a file.
+        """
+        for log, state in ((self.results, ANSWERED), (self.errors, FAILED)):
+            start = marks[log.path.stem][0] if marks else 0
+            bad = None
+            with log.path.open("rb") as file:
+                for line in read_lines(file, start=start):
+                    try:
+                        logged, model, usage, attempts = _read_log_line(line.raw, line.start, state)
+                    except Damaged:
+                        bad = line.start if bad is None else bad
+                        continue
+                    if bad is not None:
+                        raise DiskError(
+                            f"{log.path}: the line at byte {bad} is damaged, and good lines follow it;"
+                            f" batchrouter verify {self.directory} --repair sets it aside"
+                        )
+                    self._count(model, state, usage, attempts)
+                    yield logged
+            if bad is not None:
+                self.notes.append(
+                    f"{log.path}: cut a damaged tail of {log.size - bad} bytes; its rows are pending again"
+                )
+                log.cut(bad)
+
+    def _count(self, model: str, state: int, usage: Usage | None, attempts: int) -> None:
+        total = self.totals.of(model)
+        total.add(usage, attempts)
+        if state == ANSWERED:
+            total.succeeded += 1
+        else:
+            total.failed += 1
+
+    def follow_with(self, index: Index) -> None:
+        """From now on, checkpoints are booked in `index`, which accounts for the whole log."""
+        self._index = index
+
+    # --- what is written -------------------------------------------------------------------------------------------
+
+    def record(self, outcome: Outcome) -> None:
+        """Append the end of a row's life to its log; raises DiskError with the file whole."""
+        state = ANSWERED if outcome.answered else FAILED
+        log = self.results if state == ANSWERED else self.errors
+        try:
+            line = orjson.dumps(self._row(outcome), option=orjson.OPT_APPEND_NEWLINE)
+        except (TypeError, orjson.JSONEncodeError):  # lone surrogates, integers of any size
+            line = jsontext.dumps(self._row(outcome)) + b"\n"
+        try:
+            at = log.append(self._redact(line))
+        except OSError as error:
+            raise DiskError(f"{log.path}: {error.strerror}; what was recorded is whole") from None
+        self._done.append((outcome.request.n, state, at))
+        self._count(outcome.model, state, outcome.usage, outcome.attempts)
+
+    def _row(self, outcome: Outcome) -> dict[str, Any]:
+        request, reply = outcome.request, outcome.reply
+        about: dict[str, Any] = {"file": request.file, "line": request.line}
+        if not isinstance(request, Refusal):
+            about["model"] = outcome.model
+            about["endpoint"] = outcome.endpoint
+        about["attempts"] = outcome.attempts
+        if reply is not None:
+            about["latency_s"] = round(reply.latency_s, 6)
+            if reply.ttft_s is not None:
+                about["ttft_s"] = round(reply.ttft_s, 6)
+        about["finished_at"] = self._timestamp()
+        about["truncated"] = outcome.truncated
+        if outcome.usage is not None:
+            about["usage"] = outcome.usage._asdict()
+        if not isinstance(request, Refusal) and request.extra is not None:
+            about["extra"] = request.extra
+        return {
+            "id": str(request.identity),
+            "custom_id": request.custom_id,
+            "response": None if reply is None else _response(reply, request.identity.key),
+            "error": None if outcome.error is None else {"code": outcome.error[0], "message": outcome.error[1]},
+            "batchrouter": about,
+        }
+
+    def _timestamp(self) -> str:
+        """The wall time as `2026-11-22T20:43:00.123Z`."""
+        milliseconds = int(self._now() * 1000)
+        second, rest = divmod(milliseconds, 1000)
+        if second != self._stamp[0]:
+            self._stamp = (second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
+        return f"{self._stamp[1]}.{rest:03d}Z"
+
+    def checkpoint(self) -> Callable[[], None]:
+        """Take what was recorded so far; the call returned makes it durable, and may run in another thread.
+
+        That call syncs the logs, then books the rows in the index; it raises DiskError.
+        """
+        done, self._done = self._done, []
+        sizes = (self.results.size, self.errors.size)
+        totals = self.totals.dump() if done else {}
+
+        def make_durable() -> None:
+            for log in (self.results, self.errors):
+                if not log.is_in_place():
+                    raise DiskError(f"{log.path}: the file is gone from its place; nothing more is sent")
+            try:
+                self.results.sync()
+                self.errors.sync()
+            except OSError as error:
+                raise DiskError(f"{self.directory}: syncing to the disk failed: {error.strerror}") from None
+            if done and self._index is not None:
+                self._book(self._index, done, sizes, totals)
+
+        return make_durable
+
+    def _book(
+        self, index: Index, done: list[tuple[int, int, int]], sizes: tuple[int, int], totals: dict[str, Any]
+    ) -> None:
+        marks = {
+            log.path.stem: [size, _tail_digest(log.path, size)]
+            for log, size in zip((self.results, self.errors), sizes, strict=True)
+        }
+        try:
+            index.commit(done, {"marks": marks, "totals": totals})
+        except (sqlite3.Error, Unusable, OSError) as error:
+            raise DiskError(
+                f"{index.path}: {error}; what was recorded is whole, and the index will be rebuilt"
+            ) from None
+
+    def write_usage(self) -> None:
+        """Replace usage.jsonl by the totals as they stand; raises DiskError."""
+        self._replace("usage.jsonl", self.totals.lines())
+
+    def write_run(self, about: Mapping[str, Any]) -> None:
+        """Replace run.json; raises DiskError."""
+        self._replace("run.json", orjson.dumps(about, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+    def _replace(self, name: str, content: bytes) -> None:
+        try:
+            replace_file(self.directory / name, self._redact(content))
+        except OSError as error:
+            raise DiskError(f"{self.directory / name}: {error.strerror}") from None
+
+    def note(self, event: str, **about: Any) -> None:
+        """Append to events.jsonl. Where that fails it is told once, and the run goes on."""
+        if self._events is None:
+            return
+        line = orjson.dumps({"at": self._timestamp(), "event": event, **about}, option=orjson.OPT_APPEND_NEWLINE)
+        try:
+            self._events.append(self._redact(line))
+        except OSError as error:
+            self.notes.append(f"{self._events.path}: {error.strerror}; events are no longer kept")
+            self._events = None
+
+    def sync_names(self) -> None:
+        """Make the files' names survive a power cut, once they exist."""
+        try:
+            sync_directory(self.directory)
+            sync_directory(self.directory.parent)
+        except OSError as error:
+            raise DiskError(f"{self.directory}: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Let go of the files and of the lock; the last checkpoint is the caller's to make."""
+        for log in (self.results, self.errors, self._events):
+            if log is not None:
+                log.close()
+        if self._index is not None:
+            self._index.close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def _lock(path: Path) -> int:
+    """Hold `path` until the process ends, however it ends; raises BusyError naming the holder."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(fd, 200).decode("utf-8", "replace").strip()
+        os.close(fd)
+        raise BusyError(f"{path.parent} is held by another batchrouter ({holder or 'just starting'})") from None
+    with suppress(OSError):  # who holds it is told for convenience: the lock itself is what counts
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} since {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n".encode(), 0)
+    return fd
+
+
+def _tail_digest(path: Path, size: int) -> str:
+    """A digest of the bytes just before `size`: tells another file of the same length."""
+    with path.open("rb") as file:
+        file.seek(max(0, size - _TAIL_BYTES))
+        return hashlib.blake2b(file.read(min(size, _TAIL_BYTES)), digest_size=12).hexdigest()
+
+
+def _response(reply: Reply, key: bytes) -> dict[str, Any]:
+    request_id = reply.headers.get("x-request-id") or reply.body.get("id")
+    if type(request_id) is not str or not request_id:
+        request_id = f"req_{key.hex()}"
+    return {"status_code": reply.status, "request_id": request_id, "body": reply.body}
+
+
+def _read_log_line(raw: bytes | None, start: int, state: int) -> tuple[Logged, str, Usage | None, int]:
+    """A log's line -> (what the index needs, model, usage, attempts); raises Damaged."""
+    try:
+        row = jsontext.loads(raw or b"")
+        row_id, about, error = row["id"], row["batchrouter"], row["error"]
+        if len(row_id) != _ID_LENGTH or not row_id.startswith(_ID_PREFIX):
+            raise Damaged("its id is none of ours")
+        key, digest = bytes.fromhex(row_id[10:34]), bytes.fromhex(row_id[34:])
+        usage = about.get("usage")
+        counted = None if usage is None else Usage(*(int(usage[name]) for name in Usage._fields))
+        refused = error is not None and error["code"] in {"invalid_row", "duplicate_custom_id"}
+        logged = Logged(key, digest, state, start, refused, f"{about['file']}:{about['line']}")
+        return logged, about.get("model", ""), counted, int(about["attempts"])
+    except (jsontext.NotJson, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Damaged(str(error)) from None

@@ -1,0 +1,203 @@
+"""Who shows a run: a bar on a terminal, a plain line now and then elsewhere, JSON lines for programs, or nobody.
+
+Rules of this file: an observer is called a few times a second with figures, never for a row; text that came from a peer
+is cleaned before it gets here; a terminal or pipe that is gone ends the showing, not the run.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol, TextIO
+
+import orjson
+
+from batchrouter.records import Tally
+from batchrouter.throttle import Throttle
+
+_LOG_EVERY_S: Final = 30.0
+_JSON_EVERY_S: Final = 1.0
+
+
+class Observer(Protocol):
+    """Who shows a run."""
+
+    def planned(self, rows: int, pending: int) -> None:
+        """The plan stands; nothing has been sent."""
+
+    def tick(self, tally: Tally, throttle: Throttle) -> None:
+        """How it stands now: called a few times a second."""
+
+    def told(self, event: str, about: Mapping[str, Any]) -> None:
+        """Something happened, as events.jsonl records it."""
+
+    def close(self) -> None:
+        """The run has ended."""
+
+
+class Silence:
+    """Shows nothing."""
+
+    def planned(self, rows: int, pending: int) -> None:
+        """See Observer."""
+
+    def tick(self, tally: Tally, throttle: Throttle) -> None:
+        """See Observer."""
+
+    def told(self, event: str, about: Mapping[str, Any]) -> None:
+        """See Observer."""
+
+    def close(self) -> None:
+        """See Observer."""
+
+
+class _Showing(Silence):
+    """What the others share: a stream that may be gone, and a clock."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._began_s = self._shown_s = clock()
+
+    def _line(self, text: str) -> None:
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # closed or full: nobody is looking any more
+            self._line = lambda _: None  # type: ignore[method-assign]
+
+    def _is_time(self, every_s: float) -> bool:
+        now = self._clock()
+        if now - self._shown_s < every_s:
+            return False
+        self._shown_s = now
+        return True
+
+
+class LogLines(_Showing):
+    """One plain line every 30 s, and one for what happens."""
+
+    def tick(self, tally: Tally, throttle: Throttle) -> None:
+        """See Observer."""
+        if self._is_time(_LOG_EVERY_S):
+            self._line(describe(tally, throttle, self._clock() - self._began_s))
+
+    def told(self, event: str, about: Mapping[str, Any]) -> None:
+        """See Observer."""
+        if event not in {"start", "stop"}:
+            self._line(tell(event, about))
+
+
+class JsonLines(_Showing):
+    """One JSON object a second, and one for what happens."""
+
+    def tick(self, tally: Tally, throttle: Throttle) -> None:
+        """See Observer."""
+        if self._is_time(_JSON_EVERY_S):
+            self._line(orjson.dumps({"event": "progress", **figures(tally, throttle)}).decode())
+
+    def told(self, event: str, about: Mapping[str, Any]) -> None:
+        """See Observer."""
+        self._line(orjson.dumps({"event": event, **about}).decode())
+
+
+class Bar(_Showing):
+    """A tqdm bar: rows, speed, time left, and what holds the run up."""
+
+    def planned(self, rows: int, pending: int) -> None:
+        """See Observer."""
+        from tqdm import tqdm  # noqa: PLC0415  (only where a bar is shown)
+
+        self._bar = tqdm(
+            total=rows, initial=rows - pending, unit=" rows", file=self._stream, dynamic_ncols=True,
+            mininterval=0.1, smoothing=0.1,
+        )  # fmt: skip
+
+    def tick(self, tally: Tally, throttle: Throttle) -> None:
+        """See Observer."""
+        try:
+            self._bar.set_postfix_str(_postfix(tally, throttle), refresh=False)
+            self._bar.update(tally.rows - tally.pending - self._bar.n)
+            self._bar.refresh()
+        except (OSError, ValueError):
+            self.tick = lambda *_: None  # type: ignore[method-assign]
+
+    def told(self, event: str, about: Mapping[str, Any]) -> None:
+        """See Observer."""
+        if event not in {"start", "stop"}:
+            try:
+                self._bar.write(tell(event, about), file=self._stream)
+            except (OSError, ValueError):
+                self.told = lambda *_: None  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        """See Observer."""
+        try:
+            self._bar.close()
+        except (OSError, ValueError, AttributeError):
+            return
+
+
+def choose(name: str, stream: TextIO | None = None) -> Observer:
+    """The observer called `auto`, `bar`, `log`, `json` or `none`."""
+    out = stream or sys.stderr
+    if name == "auto":
+        name = "bar" if out.isatty() else "log"
+    table: Mapping[str, Callable[[], Observer]] = {
+        "bar": lambda: Bar(out),
+        "log": lambda: LogLines(out),
+        "json": lambda: JsonLines(stream or sys.stdout),
+        "none": Silence,
+    }
+    return table[name]()
+
+
+def figures(tally: Tally, throttle: Throttle) -> dict[str, Any]:
+    """A run's figures, by the names that `--progress json` and `status` use."""
+    return {
+        "rows": tally.rows,
+        "answered": tally.answered_before + tally.answered,
+        "failed": tally.failed_before + tally.failed,
+        "pending": tally.pending,
+        "in_flight": tally.in_flight,
+        "attempts": tally.attempts,
+        "retries": tally.retries,
+        "limited": tally.limited,
+        "tokens": tally.usage.total_tokens,
+        "state": throttle.state(),
+    }
+
+
+def describe(tally: Tally, throttle: Throttle, elapsed_s: float) -> str:
+    """One line that tells how a run stands."""
+    done = tally.rows - tally.pending
+    now_done = tally.answered + tally.failed
+    speed = now_done / elapsed_s if elapsed_s > 0 else 0.0
+    left = f", about {short_time(tally.pending / speed)} left" if speed > 0 and tally.pending else ""
+    return f"{done:,} of {tally.rows:,} rows, {speed:,.1f} rows/s{left}; {_postfix(tally, throttle)}"
+
+
+def _postfix(tally: Tally, throttle: Throttle) -> str:
+    parts = [f"{tally.in_flight} in flight", f"{tally.usage.total_tokens:,} tokens"]
+    failed = tally.failed + tally.failed_before
+    parts += [f"{failed:,} failed"] if failed else []
+    parts += [f"{tally.retries:,} retries"] if tally.retries else []
+    state = throttle.state()
+    parts += [state] if state else []
+    return ", ".join(parts)
+
+
+def tell(event: str, about: Mapping[str, Any]) -> str:
+    """An event as a line for people."""
+    return f"{event.replace('_', ' ')}: " + ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in about.items()
+    )
+
+
+def short_time(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

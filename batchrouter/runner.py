@@ -1,0 +1,284 @@
+"""The worker pool and the life of one request: the file to read first.
+
+A worker draws a row from the frontier, waits at the throttle's door, sends it, and acts on the verdict. Rules of this
+file: decide synchronously (retry, circuit, jury), act asynchronously (frontier, throttle, transport); whatever happens,
+a row that was drawn ends in exactly one of the ledger, the frontier, or (when the run stops) nowhere: still pending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Literal, Protocol, assert_never
+
+from batchrouter.errors import BatchrouterError, DiskError
+from batchrouter.frontier import Frontier, Job
+from batchrouter.hints import read_hints
+from batchrouter.jury import Failure, Jury
+from batchrouter.records import ENDPOINT_DOWN, ErrorCode, Fault, Halt, Outcome, Reply, Request, Tally, Usage
+from batchrouter.retry import (
+    Accept,
+    Again,
+    GiveUp,
+    History,
+    Policy,
+    Stop,
+    error_code_of,
+    judge,
+    message_of,
+    unwrapped,
+)
+from batchrouter.throttle import Throttle
+from batchrouter.usage import read_usage
+
+Blame = Literal["endpoint", "row"]
+
+
+class Record(Protocol):
+    """Where the ends of rows are kept (`Ledger.record`); raises DiskError."""
+
+    def __call__(self, outcome: Outcome) -> None:
+        """Keep it, so that no kill takes it back."""
+
+
+class Send(Protocol):
+    """What brings a request to the endpoint (`Transport.send`); a peer's failure is data."""
+
+    async def __call__(self, request: Request) -> Reply | Fault:
+        """Send one, read its answer."""
+        ...
+
+
+class Runner:
+    """One run over one iterator of requests. `run` it once; `stop` and `abort` end it early."""
+
+    def __init__(
+        self,
+        requests: Iterator[Request],
+        *,
+        send: Send,
+        record: Record,
+        throttle: Throttle,
+        policy: Policy,
+        endpoint: str,
+        tally: Tally,
+        rng: random.Random,
+        grace_s: float,
+        max_outage_s: float,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._frontier = Frontier(requests)
+        self._send = send
+        self._record = record
+        self._throttle = throttle
+        self._policy = policy
+        self._endpoint = endpoint
+        self._tally = tally
+        self._rng = rng
+        self._grace_s = grace_s
+        self._max_outage_s = max_outage_s
+        self._last_trouble = ""
+        self._wall = wall
+        self._jury = Jury(rows=tally.pending)
+        self._workers: dict[asyncio.Task[None], bool] = {}  # task -> whether its request is in flight
+        self._group: asyncio.TaskGroup | None = None
+        self._halt: Halt | None = None
+
+    async def run(self) -> Halt | None:
+        """Ask every row; None when all have come to their end, else why not. Raises nothing that a peer can cause."""
+        async with asyncio.TaskGroup() as self._group:
+            self._hire()
+        if self._halt is None:
+            try:
+                self._book(self._jury.closing())
+            except DiskError as error:
+                self._halt = disk_halt(error)
+        return self._halt
+
+    def stop(self, halt: Halt) -> None:
+        """Admit nothing more; what is in flight may finish within the grace. The first reason stands."""
+        if self._halt is not None:
+            return
+        self._halt = halt
+        self._tally.state = "stopping"
+        self._frontier.close()
+        for worker, in_flight in self._workers.items():
+            if not in_flight:
+                worker.cancel()
+        asyncio.get_running_loop().call_later(self._grace_s, self.abort)
+
+    def abort(self) -> None:
+        """End what is in flight, too: those rows stay pending."""
+        for worker in self._workers:
+            worker.cancel()
+
+    # --- the pool --------------------------------------------------------------------------------------------------
+
+    def _hire(self) -> None:
+        """Have as many workers as may be in flight."""
+        assert self._group is not None  # noqa: S101  (`run` is under way)
+        while len(self._workers) < self._throttle.pace.concurrency and self._halt is None:
+            worker = self._group.create_task(self._work())
+            self._workers[worker] = False
+            worker.add_done_callback(self._workers.pop)
+
+    async def _work(self) -> None:
+        worker = asyncio.current_task()
+        assert worker is not None  # noqa: S101  (a coroutine runs in a task)
+        loop = asyncio.get_running_loop()
+        throttle, tally = self._throttle, self._tally
+        try:
+            while len(self._workers) <= throttle.pace.concurrency:
+                job = await self._frontier.next()
+                if job is None:
+                    return
+                await throttle.admit(job.request.tokens)
+                self._workers[worker] = True
+                tally.in_flight += 1
+                tally.attempts += 1
+                job.attempts += 1
+                sent_s = loop.time()
+                try:
+                    answer = await self._send(job.request)
+                finally:
+                    tally.in_flight -= 1
+                    throttle.left()
+                    self._workers[worker] = False
+                self._conclude(job, answer, sent_s)
+        except BatchrouterError as error:  # the disk, or an input that changed under way
+            self.stop(disk_halt(error))
+            self.abort()
+
+    # --- one answer ------------------------------------------------------------------------------------------------
+
+    def _conclude(self, job: Job, answer: Reply | Fault, sent_s: float) -> None:
+        """Act on what came back: learn from it, then book the row, put it back, or stop."""
+        retry_after_s = None
+        if isinstance(answer, Reply):
+            answer = unwrapped(answer)
+            hints = read_hints(answer.headers, self._wall())
+            if hints is not None:
+                retry_after_s = hints.retry_after_s
+            self._add_usage(job, read_usage(answer.body))
+        else:
+            hints = None
+        counted = job.counted + 1  # if it turns out to be the row's own
+        verdict = judge(
+            answer,
+            job.request.path,
+            History(counted, job.credit_waits),
+            self._policy,
+            retry_after_s=retry_after_s,
+            rng=self._rng,
+        )
+        now = asyncio.get_running_loop().time()
+        match verdict:
+            case Accept(truncated):
+                assert isinstance(answer, Reply)  # noqa: S101  (a fault is never accepted)
+                used = job.usage.total_tokens if job.usage is not None else job.request.tokens
+                self._throttle.answered(now, answer.latency_s, used, hints)
+                self._take_evidence(job, now, failed=False, reached=True)
+                if self._jury.is_watching:
+                    self._book(self._jury.answered())
+                self._finish(job, answer, None, truncated=truncated)
+                self._hire()
+            case Again(wait_s, "limit"):
+                self._tally.limited += 1
+                halt = self._throttle.limited(now, sent_s, hints)
+                self._frontier.put_back(job, now)
+                if halt is not None:
+                    self.stop(halt)
+            case Again(wait_s, "credits"):
+                job.credit_waits += 1
+                self._throttle.pause(now + wait_s, "credits")
+                self._frontier.put_back(job, now)
+            case Again(wait_s, blame):
+                self._take_failure(job, answer, now, counted, blame)
+                self._tally.retries += 1
+                self._frontier.put_back(job, now + wait_s)
+            case GiveUp(error, blame):
+                self._take_failure(job, answer, now, counted, blame)
+                self._give_up(job, answer, error, blame, now)
+            case Stop(halt):
+                self._frontier.done()
+                self.stop(halt)
+            case _:
+                assert_never(verdict)
+
+    def _take_failure(self, job: Job, answer: Reply | Fault, now: float, counted: int, blame: str) -> None:
+        self._throttle.failed(now)
+        self._last_trouble = (
+            answer.message if isinstance(answer, Fault) else f"{answer.status}: {message_of(answer.body)}"
+        )
+        reached = not isinstance(answer, Fault) or answer.reached
+        self._take_evidence(job, now, failed=blame == "endpoint", reached=reached)
+        if reached and not self._throttle.circuit.is_open:
+            job.counted = counted
+
+    def _take_evidence(self, job: Job, now: float, *, failed: bool, reached: bool) -> None:
+        """Tell the circuit; when it opens, what failed by the endpoint is no longer held against the rows."""
+        circuit = self._throttle.circuit
+        if not circuit.ended(job.request.n if reached else None, now, failed=failed):
+            return
+        self._throttle.circuit_changed()
+        if circuit.is_open:
+            asyncio.get_running_loop().call_later(self._max_outage_s, self._end_outage, circuit.open_since)
+            job.counted = 0
+            for waiting in self._frontier.jobs_waiting():
+                waiting.counted = 0
+            for failure in self._jury.excused():
+                failure.job.counted = 0
+                self._frontier.add(failure.job, now)
+
+    def _end_outage(self, since_s: float | None) -> None:
+        """Stop when the outage that began then still lasts."""
+        if self._throttle.circuit.open_since == since_s:
+            reason = f"the endpoint has been down for {self._max_outage_s:g} s: {self._last_trouble}"
+            self.stop(Halt(ENDPOINT_DOWN, reason, "when it is back"))
+
+    def _give_up(
+        self, job: Job, answer: Reply | Fault, error: tuple[ErrorCode, str] | None, blame: Blame, now: float
+    ) -> None:
+        """Book a row as failed, or hold it back while it may be everybody's failure."""
+        circuit = self._throttle.circuit
+        if blame == "endpoint" and circuit.is_open:
+            self._frontier.put_back(job, now)
+            return
+        reply = answer if isinstance(answer, Reply) and (error is None or error[0] == "attempts_exhausted") else None
+        text = error[1] if error is not None else message_of(reply.body if reply is not None else {})
+        failure = Failure(job, self._outcome(job, reply, error, truncated=False), error_code_of(answer), text, blame)
+        self._frontier.done()
+        self._book(self._jury.failed(failure, endpoint_answers=circuit.is_healthy))
+        if self._jury.halt is not None:
+            self.stop(self._jury.halt)
+
+    def _book(self, failures: list[Failure]) -> None:
+        for failure in failures:
+            self._record(failure.outcome)
+            request = failure.outcome.request
+            self._tally.add_failure(failure.kind, f"{request.file}:{request.line}: {failure.text}")
+
+    def _finish(self, job: Job, reply: Reply, error: tuple[ErrorCode, str] | None, *, truncated: bool) -> None:
+        self._record(self._outcome(job, reply, error, truncated=truncated))
+        self._frontier.done()
+        self._tally.answered += 1
+        self._tally.truncated += truncated
+        self._tally.unknown_usage += job.usage is None
+
+    def _outcome(
+        self, job: Job, reply: Reply | None, error: tuple[ErrorCode, str] | None, *, truncated: bool
+    ) -> Outcome:
+        request = job.request
+        return Outcome(request, reply, error, job.attempts, job.usage, truncated, request.model, self._endpoint)
+
+    def _add_usage(self, job: Job, usage: Usage | None) -> None:
+        if usage is not None:
+            job.usage = usage if job.usage is None else job.usage.plus(usage)
+            self._tally.usage = self._tally.usage.plus(usage)
+
+
+def disk_halt(error: BatchrouterError) -> Halt:
+    """The stop that a local fault means: the files are whole, and what had not arrived is pending."""
+    return Halt(error.exit_code, str(error), "mend it, then start the same command again")

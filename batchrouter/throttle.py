@@ -1,0 +1,190 @@
+"""Admission to one limit: requests, tokens, requests in flight, the shared pause, and an endpoint that is down.
+
+Rules of this file: first come, first served, one at a time, so that a large request is never overtaken for ever; every
+attempt passes here, retries too; the shared pause is looked at last, after the buckets, so that nobody slips into it.
+How fast is `pace`'s to decide; this is the mechanism. A waiter leaves by being cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable
+from typing import Final
+
+from aiolimiter import AsyncLimiter
+
+from batchrouter.circuit import Circuit
+from batchrouter.hints import Hints
+from batchrouter.pace import Pace, pause_s
+from batchrouter.records import ENDPOINT_DOWN, Halt
+
+_BUCKET_S: Final = 0.01  # the request bucket's depth, in seconds of its rate: a few grains of the loop's timer
+
+Note = Callable[..., None]
+
+
+class Throttle:
+    """One limit's door: `admit` before each attempt, `left` after it, and one of `answered`, `limited`, `failed`."""
+
+    def __init__(self, pace: Pace, *, max_wait_s: float, rng: random.Random, note: Note) -> None:
+        self.pace = pace
+        self.circuit = Circuit()
+        self.in_flight = 0
+        self.lost_s: dict[str, float] = {}
+        self._max_wait_s = max_wait_s
+        self._rng = rng
+        self._note = note
+        self._loop = asyncio.get_running_loop()
+        self._turn = asyncio.Lock()
+        self._slot_free = asyncio.Event()
+        self._bucket = AsyncLimiter(1, 1)
+        self._bucket_rate = math.inf
+        self._tokens_free_s = 0.0
+        self._paused_until_s = 0.0
+        self._pause_reason = ""
+        self._limited_since_s: float | None = None
+        self._limited_in_a_row = 0
+        self._probe_only = False
+
+    # --- admission -------------------------------------------------------------------------------------------------
+
+    async def admit(self, tokens: int) -> None:
+        """Wait until a request of about `tokens` tokens may leave; from then on it counts as in flight."""
+        if self._turn.locked() or not self._is_open():
+            async with self._turn:
+                await self._wait_for_turn(tokens)
+        self.in_flight += 1
+        self.pace.sent(self._loop.time(), tokens)
+
+    def left(self) -> None:
+        """A request that was in flight is so no more."""
+        self.in_flight -= 1
+        self._slot_free.set()
+
+    def _is_open(self) -> bool:
+        """Whether nothing at all holds the next request up: the common case, decided without waiting."""
+        pace = self.pace
+        return (
+            self.in_flight < pace.concurrency
+            and pace.requests_per_s == math.inf
+            and pace.tokens_per_s == math.inf
+            and not self._paused_until_s
+            and not self._probe_only
+            and not self.circuit.is_open
+        )
+
+    async def _wait_for_turn(self, tokens: int) -> None:
+        await self._tokens_ready(tokens)
+        await self._request_ready()
+        await self._slot_ready()
+        if self.circuit.is_open:
+            await self._probe_ready()
+        while (pause := self._paused_until_s - self._loop.time()) > 0:
+            await self._lose(self._pause_reason, pause)
+        self._paused_until_s = 0.0
+
+    async def _tokens_ready(self, tokens: int) -> None:
+        """A clock of debt: a request may leave when those before it are paid for, however large it is itself."""
+        rate = self.pace.tokens_per_s
+        if rate == math.inf:
+            return
+        wait = self._tokens_free_s - self._loop.time()
+        if wait > 0:
+            await self._lose("tokens", wait)
+        self._tokens_free_s = max(self._tokens_free_s, self._loop.time() - _BUCKET_S) + tokens / rate
+
+    async def _request_ready(self) -> None:
+        rate = self.pace.requests_per_s
+        if rate == math.inf:
+            return
+        if rate != self._bucket_rate:
+            depth = max(1.0, rate * _BUCKET_S)
+            self._bucket, self._bucket_rate = AsyncLimiter(depth, depth / rate), rate
+        began = self._loop.time()
+        await self._bucket.acquire()
+        self._count_lost("requests", self._loop.time() - began)
+
+    async def _slot_ready(self) -> None:
+        """Fewer in flight than the pace allows (after a pause longer than could be waited out: none at all)."""
+        began = self._loop.time()
+        while self.in_flight >= (1 if self._probe_only else self.pace.concurrency):
+            self._slot_free.clear()
+            await self._slot_free.wait()
+        self._count_lost("concurrency", self._loop.time() - began)
+
+    async def _probe_ready(self) -> None:
+        while self.circuit.is_open and (wait := self.circuit.probe_in_s(self._loop.time())) > 0:
+            await self._lose("outage", min(wait, 0.1))
+        if self.circuit.is_open:
+            self.circuit.probed(self._loop.time())
+
+    async def _lose(self, reason: str, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._count_lost(reason, seconds)
+
+    def _count_lost(self, reason: str, seconds: float) -> None:
+        if seconds > 0:
+            self.lost_s[reason] = self.lost_s.get(reason, 0.0) + seconds
+
+    # --- what came back --------------------------------------------------------------------------------------------
+
+    def answered(self, now: float, latency_s: float, tokens: int, hints: Hints | None) -> None:
+        """A request was answered: whatever was wrong with this limit is over."""
+        self._limited_since_s = None
+        self._limited_in_a_row = 0
+        if self._probe_only:
+            self._probe_only = False
+            self._slot_free.set()
+        self.pace.answered(now, latency_s, tokens, hints)
+
+    def failed(self, now: float) -> None:
+        """A request failed, but not by this limit."""
+        self.pace.failed(now)
+
+    def limited(self, now: float, sent_s: float, hints: Hints | None) -> Halt | None:
+        """A 429: everybody pauses, the pace learns. A halt when nothing but 429 came for as long as is waited."""
+        if self._probe_only or (self._limited_since_s is not None and now - self._limited_since_s >= self._max_wait_s):
+            return Halt(
+                ENDPOINT_DOWN,
+                "the endpoint answers nothing but 429 (rate limited)",
+                "later, or with another key",
+            )
+        if self._limited_since_s is None:
+            self._limited_since_s = now
+        self.pace.limited(now, sent_s, hints)
+        self._limited_in_a_row += 1
+        asked_s = hints.retry_after_s if hints is not None else None
+        if asked_s is not None and asked_s > self._max_wait_s:
+            self._probe_only = True
+            asked_s = self._max_wait_s
+        self.pause(now + pause_s(self._limited_in_a_row, asked_s, self._rng), "cooldown")
+        return None
+
+    def pause(self, until_s: float, reason: str) -> None:
+        """Hold everybody up until then; a longer pause that is under way stands."""
+        if until_s <= self._paused_until_s:
+            return
+        seconds = until_s - self._loop.time()
+        if seconds >= 1:
+            self._note(reason, seconds=round(seconds, 3))
+        self._paused_until_s, self._pause_reason = until_s, reason
+
+    def circuit_changed(self) -> None:
+        """The circuit opened or closed."""
+        self._note("circuit_open" if self.circuit.is_open else "circuit_closed")
+
+    def state(self) -> str:
+        """What holds the run up now, in a few words; empty when nothing does."""
+        now = self._loop.time()
+        if self.circuit.open_since is not None:
+            return f"endpoint down for {now - self.circuit.open_since:.0f} s"
+        if self._paused_until_s > now:
+            return f"{self._pause_reason}, {self._paused_until_s - now:.0f} s to go"
+        pace = self.pace
+        if pace.requests_per_s != math.inf:
+            return f"at most {pace.requests_per_s * 60:,.0f} requests/min"
+        if pace.tokens_per_s != math.inf:
+            return f"at most {pace.tokens_per_s * 60:,.0f} tokens/min"
+        return ""
