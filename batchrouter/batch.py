@@ -150,9 +150,9 @@ async def _ask(
             max_concurrency=concurrency,
             learned=None,
             now=asyncio.get_running_loop().time(),
+            rng=rng,
         ),
         max_wait_s=settings.max_wait,
-        rng=rng,
         note=note,
     )
     async with Transport(

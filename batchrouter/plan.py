@@ -12,18 +12,39 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Protocol
 
 from batchrouter.errors import DiskError, UsageError
-from batchrouter.index import DUPLICATE, INVALID, REQUEST, Index, Planned, Unusable, remove
+from batchrouter.index import DUPLICATE, INVALID, REQUEST, Index, Logged, Planned, Unusable, remove
 from batchrouter.intake import Shaping, Source, key_of_duplicate, read_row
 from batchrouter.jsonl import LONGEST_LINE_BYTES, Line, read_lines
-from batchrouter.ledger import Ledger
 from batchrouter.records import Identity, Outcome, Refusal, Request, Usage
 from batchrouter.usage import Totals
 
 _SHOWN: Final = 20
 _BATCH: Final = 512
+
+
+class Log(Protocol):
+    """What the plan needs of the ledger."""
+
+    directory: Path
+    totals: Totals
+
+    def marks(self) -> dict[str, Any]:
+        """Where the logs end."""
+        ...
+
+    def fits(self, marks: Mapping[str, Any] | None) -> bool:
+        """Whether `marks` account for a beginning of the logs."""
+        ...
+
+    def replay(self, marks: Mapping[str, Any] | None) -> Iterator[Logged]:
+        """The log past the marks."""
+        ...
+
+    def follow_with(self, index: Index) -> None:
+        """Book what is recorded from now on in `index`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +64,7 @@ class Plan:
     removed: int
 
 
-def make(sources: Sequence[Source], shaping: Shaping, ledger: Ledger, *, limit: int | None) -> Plan:
+def make(sources: Sequence[Source], shaping: Shaping, ledger: Log, *, limit: int | None) -> Plan:
     """Read or reuse the index, lay the log over it, and count; raises UsageError where rows changed, DiskError."""
     index, marks, meta = _index_for(sources, shaping, ledger)
     index.load(ledger.replay(marks))
@@ -63,7 +84,7 @@ def make(sources: Sequence[Source], shaping: Shaping, ledger: Ledger, *, limit: 
 
 
 def _index_for(
-    sources: Sequence[Source], shaping: Shaping, ledger: Ledger
+    sources: Sequence[Source], shaping: Shaping, ledger: Log
 ) -> tuple[Index, Mapping[str, Any] | None, Mapping[str, Any]]:
     """The index of these inputs, the marks up to which it accounts for the log, and what else it knows."""
     path = ledger.directory / "checkpoint.sqlite"

@@ -6,18 +6,23 @@ is cleaned before it gets here; a terminal or pipe that is gone ends the showing
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 import orjson
 
 from batchrouter.records import Tally
 from batchrouter.throttle import Throttle
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 _LOG_EVERY_S: Final = 30.0
 _JSON_EVERY_S: Final = 1.0
+_ORDINARY: Final = {"start", "stop"}  # what people need not be told
 
 
 class Observer(Protocol):
@@ -53,19 +58,27 @@ class Silence:
 
 
 class _Showing(Silence):
-    """What the others share: a stream that may be gone, and a clock."""
+    """What the others share: a stream, which may be gone some day, and a clock."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._began_s = self._shown_s = clock()
+        self._gone = False
+
+    @contextlib.contextmanager
+    def _while_there(self) -> Iterator[None]:
+        """A stream that is closed or full is left alone from then on: nobody is looking any more."""
+        try:
+            yield
+        except (OSError, ValueError):
+            self._gone = True
 
     def _line(self, text: str) -> None:
-        try:
-            self._stream.write(text + "\n")
-            self._stream.flush()
-        except (OSError, ValueError):  # closed or full: nobody is looking any more
-            self._line = lambda _: None  # type: ignore[method-assign]
+        if not self._gone:
+            with self._while_there():
+                self._stream.write(text + "\n")
+                self._stream.flush()
 
     def _is_time(self, every_s: float) -> bool:
         now = self._clock()
@@ -85,7 +98,7 @@ class LogLines(_Showing):
 
     def told(self, event: str, about: Mapping[str, Any]) -> None:
         """See Observer."""
-        if event not in {"start", "stop"}:
+        if event not in _ORDINARY:
             self._line(tell(event, about))
 
 
@@ -105,38 +118,35 @@ class JsonLines(_Showing):
 class Bar(_Showing):
     """A tqdm bar: rows, speed, time left, and what holds the run up."""
 
+    _bar: tqdm[Any] | None = None
+
     def planned(self, rows: int, pending: int) -> None:
         """See Observer."""
         from tqdm import tqdm  # noqa: PLC0415  (only where a bar is shown)
 
         self._bar = tqdm(
-            total=rows, initial=rows - pending, unit=" rows", file=self._stream, dynamic_ncols=True,
-            mininterval=0.1, smoothing=0.1,
-        )  # fmt: skip
+            total=rows, initial=rows - pending, unit=" rows", file=self._stream, dynamic_ncols=True, smoothing=0.1
+        )
 
     def tick(self, tally: Tally, throttle: Throttle) -> None:
         """See Observer."""
-        try:
-            self._bar.set_postfix_str(_postfix(tally, throttle), refresh=False)
-            self._bar.update(tally.rows - tally.pending - self._bar.n)
-            self._bar.refresh()
-        except (OSError, ValueError):
-            self.tick = lambda *_: None  # type: ignore[method-assign]
+        if self._bar is not None and not self._gone:
+            with self._while_there():
+                self._bar.set_postfix_str(_postfix(tally, throttle), refresh=False)
+                self._bar.update(tally.rows - tally.pending - self._bar.n)
+                self._bar.refresh()
 
     def told(self, event: str, about: Mapping[str, Any]) -> None:
         """See Observer."""
-        if event not in {"start", "stop"}:
-            try:
+        if self._bar is not None and not self._gone and event not in _ORDINARY:
+            with self._while_there():
                 self._bar.write(tell(event, about), file=self._stream)
-            except (OSError, ValueError):
-                self.told = lambda *_: None  # type: ignore[method-assign]
 
     def close(self) -> None:
         """See Observer."""
-        try:
-            self._bar.close()
-        except (OSError, ValueError, AttributeError):
-            return
+        if self._bar is not None:
+            with self._while_there():
+                self._bar.close()
 
 
 def choose(name: str, stream: TextIO | None = None) -> Observer:

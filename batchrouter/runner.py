@@ -17,6 +17,7 @@ from batchrouter.errors import BatchrouterError, DiskError
 from batchrouter.frontier import Frontier, Job
 from batchrouter.hints import read_hints
 from batchrouter.jury import Failure, Jury
+from batchrouter.pace import Sent
 from batchrouter.records import ENDPOINT_DOWN, ErrorCode, Fault, Halt, Outcome, Reply, Request, Tally, Usage
 from batchrouter.retry import (
     Accept,
@@ -127,33 +128,31 @@ class Runner:
     async def _work(self) -> None:
         worker = asyncio.current_task()
         assert worker is not None  # noqa: S101  (a coroutine runs in a task)
-        loop = asyncio.get_running_loop()
         throttle, tally = self._throttle, self._tally
         try:
             while len(self._workers) <= throttle.pace.concurrency:
                 job = await self._frontier.next()
                 if job is None:
                     return
-                await throttle.admit(job.request.tokens)
+                sent = await throttle.admit(job.request.tokens)
                 self._workers[worker] = True
                 tally.in_flight += 1
                 tally.attempts += 1
                 job.attempts += 1
-                sent_s = loop.time()
                 try:
                     answer = await self._send(job.request)
                 finally:
                     tally.in_flight -= 1
                     throttle.left()
                     self._workers[worker] = False
-                self._conclude(job, answer, sent_s)
+                self._conclude(job, answer, sent)
         except BatchrouterError as error:  # the disk, or an input that changed under way
             self.stop(disk_halt(error))
             self.abort()
 
     # --- one answer ------------------------------------------------------------------------------------------------
 
-    def _conclude(self, job: Job, answer: Reply | Fault, sent_s: float) -> None:
+    def _conclude(self, job: Job, answer: Reply | Fault, sent: Sent) -> None:
         """Act on what came back: learn from it, then book the row, put it back, or stop."""
         retry_after_s = None
         if isinstance(answer, Reply):
@@ -178,7 +177,7 @@ class Runner:
             case Accept(truncated):
                 assert isinstance(answer, Reply)  # noqa: S101  (a fault is never accepted)
                 used = job.usage.total_tokens if job.usage is not None else job.request.tokens
-                self._throttle.answered(now, answer.latency_s, used, hints)
+                self._throttle.answered(now, sent, used, hints)
                 self._take_evidence(job, now, failed=False, reached=True)
                 if self._jury.is_watching:
                     self._book(self._jury.answered())
@@ -186,29 +185,32 @@ class Runner:
                 self._hire()
             case Again(wait_s, "limit"):
                 self._tally.limited += 1
-                halt = self._throttle.limited(now, sent_s, hints)
+                halt = self._throttle.limited(now, sent, hints)
                 self._frontier.put_back(job, now)
                 if halt is not None:
                     self.stop(halt)
             case Again(wait_s, "credits"):
                 job.credit_waits += 1
+                self._throttle.failed(now, sent)
                 self._throttle.pause(now + wait_s, "credits")
                 self._frontier.put_back(job, now)
             case Again(wait_s, blame):
+                self._throttle.failed(now, sent)
                 self._take_failure(job, answer, now, counted, blame)
                 self._tally.retries += 1
                 self._frontier.put_back(job, now + wait_s)
             case GiveUp(error, blame):
+                self._throttle.failed(now, sent)
                 self._take_failure(job, answer, now, counted, blame)
                 self._give_up(job, answer, error, blame, now)
             case Stop(halt):
+                self._throttle.failed(now, sent)
                 self._frontier.done()
                 self.stop(halt)
             case _:
                 assert_never(verdict)
 
     def _take_failure(self, job: Job, answer: Reply | Fault, now: float, counted: int, blame: str) -> None:
-        self._throttle.failed(now)
         self._last_trouble = (
             answer.message if isinstance(answer, Fault) else f"{answer.status}: {message_of(answer.body)}"
         )

@@ -1,8 +1,9 @@
 """What a run may be told: one frozen tree, and all of its validation.
 
 Rules of this file: an option, a key of batchrouter.toml and a field are the same word, spelled once, here; the
-command line is generated from the fields. A value is read from text (flag, environment) or from TOML by the same function, which
-raises ValueError with what was expected. The API key is not a setting: it is found by `find_key` and printed by nobody.
+command line is generated from the fields. A value is read from text (flag, environment) or from TOML by the same
+function, which raises ValueError with what was expected. The API key is not a setting: it is found by `find_key` and
+printed by nobody.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 from collections.abc import Callable
 from typing import Final
 
@@ -17,7 +16,7 @@ from aiolimiter import AsyncLimiter
 
 from batchrouter.circuit import Circuit
 from batchrouter.hints import Hints
-from batchrouter.pace import Pace, pause_s
+from batchrouter.pace import Pace, Sent
 from batchrouter.records import ENDPOINT_DOWN, Halt
 
 _BUCKET_S: Final = 0.01  # the request bucket's depth, in seconds of its rate: a few grains of the loop's timer
@@ -28,13 +27,12 @@ Note = Callable[..., None]
 class Throttle:
     """One limit's door: `admit` before each attempt, `left` after it, and one of `answered`, `limited`, `failed`."""
 
-    def __init__(self, pace: Pace, *, max_wait_s: float, rng: random.Random, note: Note) -> None:
+    def __init__(self, pace: Pace, *, max_wait_s: float, note: Note) -> None:
         self.pace = pace
         self.circuit = Circuit()
         self.in_flight = 0
         self.lost_s: dict[str, float] = {}
         self._max_wait_s = max_wait_s
-        self._rng = rng
         self._note = note
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
@@ -45,18 +43,17 @@ class Throttle:
         self._paused_until_s = 0.0
         self._pause_reason = ""
         self._limited_since_s: float | None = None
-        self._limited_in_a_row = 0
         self._probe_only = False
 
     # --- admission -------------------------------------------------------------------------------------------------
 
-    async def admit(self, tokens: int) -> None:
+    async def admit(self, tokens: int) -> Sent:
         """Wait until a request of about `tokens` tokens may leave; from then on it counts as in flight."""
         if self._turn.locked() or not self._is_open():
             async with self._turn:
                 await self._wait_for_turn(tokens)
         self.in_flight += 1
-        self.pace.sent(self._loop.time(), tokens)
+        return self.pace.sent(self._loop.time(), tokens)
 
     def left(self) -> None:
         """A request that was in flight is so no more."""
@@ -130,20 +127,19 @@ class Throttle:
 
     # --- what came back --------------------------------------------------------------------------------------------
 
-    def answered(self, now: float, latency_s: float, tokens: int, hints: Hints | None) -> None:
+    def answered(self, now: float, sent: Sent, tokens: int, hints: Hints | None) -> None:
         """A request was answered: whatever was wrong with this limit is over."""
         self._limited_since_s = None
-        self._limited_in_a_row = 0
         if self._probe_only:
             self._probe_only = False
             self._slot_free.set()
-        self.pace.answered(now, latency_s, tokens, hints)
+        self.pace.answered(now, sent, tokens, hints)
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, sent: Sent) -> None:
         """A request failed, but not by this limit."""
-        self.pace.failed(now)
+        self.pace.failed(now, sent)
 
-    def limited(self, now: float, sent_s: float, hints: Hints | None) -> Halt | None:
+    def limited(self, now: float, sent: Sent, hints: Hints | None) -> Halt | None:
         """A 429: everybody pauses, the pace learns. A halt when nothing but 429 came for as long as is waited."""
         if self._probe_only or (self._limited_since_s is not None and now - self._limited_since_s >= self._max_wait_s):
             return Halt(
@@ -153,13 +149,11 @@ class Throttle:
             )
         if self._limited_since_s is None:
             self._limited_since_s = now
-        self.pace.limited(now, sent_s, hints)
-        self._limited_in_a_row += 1
-        asked_s = hints.retry_after_s if hints is not None else None
-        if asked_s is not None and asked_s > self._max_wait_s:
+        pause_s = self.pace.limited(now, sent, hints)
+        if pause_s > self._max_wait_s:  # waited only so long; then one request shows whether it was meant
             self._probe_only = True
-            asked_s = self._max_wait_s
-        self.pause(now + pause_s(self._limited_in_a_row, asked_s, self._rng), "cooldown")
+            pause_s = self._max_wait_s
+        self.pause(now + pause_s, "cooldown")
         return None
 
     def pause(self, until_s: float, reason: str) -> None:

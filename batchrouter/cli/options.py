@@ -14,7 +14,7 @@ from batchrouter.settings import BASE_URL_VARIABLES, Option, Settings, load_conf
 DEFAULT_CONFIG: Final = "batchrouter.toml"
 
 
-class _Parsed(click.ParamType):
+class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
     """A value read by a setting's own parse function."""
 
     envvar_list_splitter = "\n"
