@@ -103,7 +103,7 @@ async def run_batch(
 
 def _plan(sources: Sequence[Source], settings: Settings, ledger: Ledger) -> Plan:
     shaping = Shaping(settings.model, settings.override_model, settings.set, settings.stream)
-    plan = planning.make(sources, shaping, ledger, limit=settings.limit)
+    plan = planning.make(sources, shaping, ledger, limit=settings.limit, changed=settings.changed, retry=settings.retry)
     if settings.strict and (plan.invalid or plan.duplicates):
         shown = [refusal.message for refusal, _ in zip(planning.refusals(plan), range(20), strict=False)]
         raise UsageError("--strict, and there are invalid rows; nothing was sent\n" + "\n".join(shown))

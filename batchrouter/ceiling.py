@@ -14,6 +14,7 @@ _DROP: Final = 0.03  # how far under the ceiling a cut goes, when the ceiling wa
 _FIRST_DROP: Final = 0.1
 _DEEPEST_DROP: Final = 0.2
 _SHORTEST_HOLD_S: Final = 2.0
+_ROUGH_HOLD_S: Final = 4.0
 _LONGEST_HOLD_S: Final = 60.0
 _FASTEST: Final = 2.0  # growth a second, far above the last known ceiling
 _SNAP: Final = 0.35  # how far a told limit may be from what is seen, to be believed
@@ -101,10 +102,10 @@ class Ceiling:
             self._drop = 0.015
             self._place(min(near, key=lambda told: abs(told / self.top - 1)), now)
 
-    def cost(self, cost_s: float) -> None:
+    def cost(self, refusals_s: float, lost_s: float) -> None:
         """What the episode has cost so far, in seconds of the limit: the dearer, the longer until the next."""
-        if not self._is_first:
-            self._hold_s = min(max(_SHORTEST_HOLD_S, 100 * cost_s), _LONGEST_HOLD_S)
+        pause_s = 20 * lost_s if not self._is_rough else min(20 * lost_s, _ROUGH_HOLD_S)
+        self._hold_s = min(max(_SHORTEST_HOLD_S, 120 * refusals_s, pause_s), _LONGEST_HOLD_S)
 
     def resume(self, now: float) -> None:
         """The pause is over: the curve begins."""

@@ -134,9 +134,11 @@ class Crowd:
         """Whether a refusal of the `in_flight`th is this limit's doing; None: it may be."""
         apart = in_flight > self._most_accepted
         self._votes = self._votes + 1 if apart else 0
-        if self.top is None:
-            return None if in_flight >= self.limit - 1 else self._votes > 2
-        return in_flight > self.top or self._votes > 2
+        if self._votes > 2:
+            return True
+        if in_flight < self.limit - 1:
+            return False
+        return None if self.top is None else apart
 
     def cut(self, in_flight: int, cost_s: float, now: float) -> None:
         """The `in_flight`th was refused."""

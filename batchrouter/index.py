@@ -20,6 +20,7 @@ from batchrouter.jsonl import sync_file
 
 VERSION: Final = 1
 PENDING, ANSWERED, FAILED = 0, 1, 2  # row.state
+LOG_OF: Final = {ANSWERED: "results.jsonl", FAILED: "errors.jsonl"}
 REQUEST, INVALID, DUPLICATE = 0, 1, 2  # row.kind
 
 _SCHEMA: Final = """

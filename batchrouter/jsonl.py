@@ -117,6 +117,16 @@ def end_of_last_line(path: Path, size: int) -> int:
     return 0
 
 
+def line_number_at(path: Path, start: int) -> int:
+    """The number, from 1, of the line that starts at byte `start`."""
+    number = 1
+    with path.open("rb") as file:
+        while start > 0 and (block := file.read(min(start, _BLOCK_BYTES))):
+            number += block.count(b"\n")
+            start -= len(block)
+    return number
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Put `content` at `path` so that a reader, a kill or a power cut sees the old file or the new one, whole."""
     fresh = path.with_name(path.name + ".tmp")

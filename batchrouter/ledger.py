@@ -8,11 +8,10 @@ What is found wrong at the start is cut (a torn tail) or set aside (a damaged li
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,19 +21,21 @@ import orjson
 
 from batchrouter import jsontext
 from batchrouter.errors import BusyError, DiskError
-from batchrouter.index import ANSWERED, FAILED, Index, Logged, Unusable
-from batchrouter.jsonl import Appender, end_of_last_line, read_lines, replace_file, sync_directory
-from batchrouter.records import Outcome, Refusal, Reply, Usage
+from batchrouter.history import Damaged, Entry, is_of_class, read_entry, tail_digest
+from batchrouter.index import ANSWERED, FAILED, LOG_OF, Index, Logged, Unusable
+from batchrouter.jsonl import (
+    Appender,
+    end_of_last_line,
+    line_number_at,
+    read_lines,
+    replace_file,
+    sync_directory,
+)
+from batchrouter.records import Outcome, Refusal, Reply
+from batchrouter.removal import finish_interrupted, take_out
 from batchrouter.usage import Totals
 
-_TAIL_BYTES: Final = 4096
-_ID_PREFIX: Final = "batch_req_"
-_ID_LENGTH: Final = len(_ID_PREFIX) + 48
-_NOTHING_USED: Final = Usage()
-
-
-class Damaged(ValueError):  # noqa: N818  (a finding about a line)
-    """A line of a log that cannot be what was written there."""
+_SHOWN: Final = 20
 
 
 class Ledger:
@@ -55,6 +56,9 @@ class Ledger:
         self._done: list[tuple[int, int, int]] = []
         self._stamp = (0, "")
         self.notes: list[str] = []
+        self._damaged: list[tuple[Path, int]] = []
+        if finish_interrupted(directory):
+            self.notes.append(f"{directory}: taking rows out of the log had been interrupted; it is as it was")
         self.results = self._open_log("results.jsonl")
         self.errors = self._open_log("errors.jsonl")
         self._events: Appender | None = self._open_log("events.jsonl")
@@ -91,7 +95,7 @@ class Ledger:
 
     def marks(self) -> dict[str, Any]:
         """Where the logs end now, and what stands there: an index with other marks does not fit them."""
-        return {log.path.stem: [log.size, _tail_digest(log.path, log.size)] for log in (self.results, self.errors)}
+        return {log.path.stem: [log.size, tail_digest(log.path, log.size)] for log in (self.results, self.errors)}
 
     def fits(self, marks: Mapping[str, Any] | None) -> bool:
         """Whether an index with `marks` accounts for a beginning of these logs."""
@@ -99,45 +103,84 @@ class Ledger:
             return False
         for log in (self.results, self.errors):
             size, tail = marks[log.path.stem]
-            if size > log.size or _tail_digest(log.path, size) != tail:
+            if size > log.size or tail_digest(log.path, size) != tail:
                 return False
         return True
 
     def replay(self, marks: Mapping[str, Any] | None) -> Iterator[Logged]:
-        """The log's lines past the marks (None: all), each also added to `totals`; a bad tail is cut on the way.
-
-        Raises DiskError for damage that is not at the end of a file.
+        """The log's lines past the marks (None: all), each also added to `totals`. A bad tail is cut on the way; of
+        damaged lines elsewhere note is taken, for `set_damage_aside`.
         """
+        if marks is None:
+            self.totals = Totals()
+            self._add_superseded()
         for log, state in ((self.results, ANSWERED), (self.errors, FAILED)):
-            start = marks[log.path.stem][0] if marks else 0
-            bad = None
-            with log.path.open("rb") as file:
-                for line in read_lines(file, start=start):
-                    try:
-                        logged, model, usage, attempts = _read_log_line(line.raw, line.start, state)
-                    except Damaged:
-                        bad = line.start if bad is None else bad
-                        continue
-                    if bad is not None:
-                        raise DiskError(
-                            f"{log.path}: the line at byte {bad} is damaged, and good lines follow it;"
-                            f" batchrouter verify {self.directory} --repair sets it aside"
-                        )
-                    self._count(model, state, usage, attempts)
-                    yield logged
-            if bad is not None:
-                self.notes.append(
-                    f"{log.path}: cut a damaged tail of {log.size - bad} bytes; its rows are pending again"
-                )
-                log.cut(bad)
+            bad: list[int] = []
+            last_good = -1
+            for entry in self._entries(log.path, state, marks[log.path.stem][0] if marks else 0, bad):
+                last_good = entry.logged.at
+                self.totals.count(entry.model, entry.usage, entry.attempts, answered=state == ANSWERED)
+                yield entry.logged
+            tail = [start for start in bad if start > last_good]
+            if tail:
+                lost = log.size - tail[0]
+                self.notes.append(f"{log.path}: cut a damaged tail of {lost} bytes; its rows are pending again")
+                log.cut(tail[0])
+            self._damaged += [(log.path, start) for start in bad if start < last_good]
 
-    def _count(self, model: str, state: int, usage: Usage | None, attempts: int) -> None:
-        total = self.totals.of(model)
-        total.add(usage, attempts)
-        if state == ANSWERED:
-            total.succeeded += 1
+    def _entries(self, path: Path, state: int, start: int, bad: list[int]) -> Iterator[Entry]:
+        """The lines of a log from byte `start` on; where one is damaged, its start is added to `bad`."""
+        with path.open("rb") as file:
+            for line in read_lines(file, start=start):
+                try:
+                    yield read_entry(line.raw, line.start, state)
+                except Damaged:
+                    bad.append(line.start)
+
+    def _add_superseded(self) -> None:
+        path = self.directory / "superseded.jsonl"
+        if path.exists():
+            for entry in self._entries(path, FAILED, 0, []):
+                self.totals.of(entry.model).add(entry.usage, entry.attempts)
+
+    def set_damage_aside(self) -> bool:
+        """Move damaged lines that `replay` met to damaged.jsonl; true if there were any, and all is to be replayed."""
+        for path in (self.results.path, self.errors.path):
+            starts = [start for log, start in self._damaged if log == path]
+            if starts:
+                places = ", ".join(f"{path}:{line_number_at(path, start)}" for start in starts[:_SHOWN])
+                self.take_out(path.name, starts, "damaged.jsonl")
+                self.notes.append(
+                    f"{len(starts)} damaged lines set aside in damaged.jsonl, their rows pending: {places}"
+                )
+        found, self._damaged = bool(self._damaged), []
+        return found
+
+    def take_out(self, name: str, starts: Iterable[int], into: str = "superseded.jsonl") -> int:
+        """Move the lines of log `name` that start at `starts` (ascending) to another file; gives how many.
+
+        Afterwards the index knows nothing of the log any more, and all of it is to be replayed. Raises DiskError.
+        """
+        log = self.results if name == self.results.path.name else self.errors
+        try:
+            log.close()
+            count = take_out(log.path, starts, self.directory / into)
+            reopened = self._open_log(name)
+        except OSError as error:
+            raise DiskError(f"{log.path}: {error.strerror}") from None
+        if log is self.results:
+            self.results = reopened
         else:
-            total.failed += 1
+            self.errors = reopened
+        return count
+
+    def starts_of(self, classes: Collection[str]) -> Iterator[tuple[str, list[int]]]:
+        """Log name and line starts of the rows that are of one of the classes which `--retry` names."""
+        for state, name in LOG_OF.items():
+            if state == ANSWERED and "truncated" not in classes:
+                continue
+            entries = self._entries(self.directory / name, state, 0, [])
+            yield name, [entry.logged.at for entry in entries if any(is_of_class(entry.row, one) for one in classes)]
 
     def follow_with(self, index: Index) -> None:
         """From now on, checkpoints are booked in `index`, which accounts for the whole log."""
@@ -158,7 +201,7 @@ class Ledger:
         except OSError as error:
             raise DiskError(f"{log.path}: {error.strerror}; what was recorded is whole") from None
         self._done.append((outcome.request.n, state, at))
-        self._count(outcome.model, state, outcome.usage, outcome.attempts)
+        self.totals.count(outcome.model, outcome.usage, outcome.attempts, answered=state == ANSWERED)
 
     def _row(self, outcome: Outcome) -> dict[str, Any]:
         request, reply = outcome.request, outcome.reply
@@ -220,7 +263,7 @@ class Ledger:
         self, index: Index, done: list[tuple[int, int, int]], sizes: tuple[int, int], totals: dict[str, Any]
     ) -> None:
         marks = {
-            log.path.stem: [size, _tail_digest(log.path, size)]
+            log.path.stem: [size, tail_digest(log.path, size)]
             for log, size in zip((self.results, self.errors), sizes, strict=True)
         }
         try:
@@ -290,32 +333,8 @@ def _lock(path: Path) -> int:
     return fd
 
 
-def _tail_digest(path: Path, size: int) -> str:
-    """A digest of the bytes just before `size`: tells another file of the same length."""
-    with path.open("rb") as file:
-        file.seek(max(0, size - _TAIL_BYTES))
-        return hashlib.blake2b(file.read(min(size, _TAIL_BYTES)), digest_size=12).hexdigest()
-
-
 def _response(reply: Reply, key: bytes) -> dict[str, Any]:
     request_id = reply.headers.get("x-request-id") or reply.body.get("id")
     if type(request_id) is not str or not request_id:
         request_id = f"req_{key.hex()}"
     return {"status_code": reply.status, "request_id": request_id, "body": reply.body}
-
-
-def _read_log_line(raw: bytes | None, start: int, state: int) -> tuple[Logged, str, Usage | None, int]:
-    """A log's line -> (what the index needs, model, usage, attempts); raises Damaged."""
-    try:
-        row = jsontext.loads(raw or b"")
-        row_id, about, error = row["id"], row["batchrouter"], row["error"]
-        if len(row_id) != _ID_LENGTH or not row_id.startswith(_ID_PREFIX):
-            raise Damaged("its id is none of ours")
-        key, digest = bytes.fromhex(row_id[10:34]), bytes.fromhex(row_id[34:])
-        usage = about.get("usage")
-        counted = None if usage is None else Usage(*(int(usage[name]) for name in Usage._fields))
-        refused = error is not None and error["code"] in {"invalid_row", "duplicate_custom_id"}
-        logged = Logged(key, digest, state, start, refused, f"{about['file']}:{about['line']}")
-        return logged, about.get("model", ""), counted, int(about["attempts"])
-    except (jsontext.NotJson, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Damaged(str(error)) from None

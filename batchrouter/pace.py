@@ -183,7 +183,7 @@ class Pace:
         rate = max(self._nth / max(now, 1e-3), 1e-3)
         lost_s = now + asked_s - self._began_at
         if self._chosen is not None:
-            self._chosen.cost(self._rejects / max(self._chosen.rate, 1e-9) + 0.12 * lost_s)
+            self._chosen.cost(self._rejects / max(self._chosen.rate, 1e-9), lost_s)
         del rate
         return self._with_jitter(pause_s) if asked_s else pause_s
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
 from batchrouter.errors import DiskError, UsageError
-from batchrouter.index import DUPLICATE, INVALID, REQUEST, Index, Logged, Planned, Unusable, remove
+from batchrouter.index import DUPLICATE, INVALID, LOG_OF, REQUEST, Index, Logged, Planned, Unusable, remove
 from batchrouter.intake import Shaping, Source, key_of_duplicate, read_row
 from batchrouter.jsonl import LONGEST_LINE_BYTES, Line, read_lines
 from batchrouter.records import Identity, Outcome, Refusal, Request, Usage
+from batchrouter.settings import Changed
 from batchrouter.usage import Totals
 
 _SHOWN: Final = 20
@@ -43,6 +44,18 @@ class Log(Protocol):
         """The log past the marks."""
         ...
 
+    def set_damage_aside(self) -> bool:
+        """Move damaged lines away that `replay` met; true if there were any."""
+        ...
+
+    def take_out(self, name: str, starts: Iterable[int]) -> int:
+        """Move lines of a log to superseded.jsonl."""
+        ...
+
+    def starts_of(self, classes: Collection[str]) -> Iterator[tuple[str, list[int]]]:
+        """Lines of each log that are of a class which --retry names."""
+        ...
+
     def follow_with(self, index: Index) -> None:
         """Book what is recorded from now on in `index`."""
 
@@ -64,14 +77,75 @@ class Plan:
     removed: int
 
 
-def make(sources: Sequence[Source], shaping: Shaping, ledger: Log, *, limit: int | None) -> Plan:
-    """Read or reuse the index, lay the log over it, and count; raises UsageError where rows changed, DiskError."""
+def make(
+    sources: Sequence[Source],
+    shaping: Shaping,
+    ledger: Log,
+    *,
+    limit: int | None = None,
+    changed: Changed = "refuse",
+    retry: Collection[str] = (),
+) -> Plan:
+    """Read or reuse the index, lay the log over it, take out what is to be asked again, and count.
+
+    Raises UsageError where rows were asked before with another body (and `changed` is `refuse`), and DiskError.
+    """
     index, marks, meta = _index_for(sources, shaping, ledger)
     index.load(ledger.replay(marks))
-    _refuse_changed(index, sources)
-    removed = meta.get("removed", 0) + sum(not logged.refused for logged in index.strangers())
+    known = meta.get("removed", 0)
+    if ledger.set_damage_aside():
+        known = _load_anew(index, ledger)
+    outdated = _outdated(index, sources, changed)
+    if outdated:
+        for name in outdated:
+            ledger.take_out(name, sorted(outdated[name]))
+        known = _load_anew(index, ledger)
+    if retry:
+        taken = sum(ledger.take_out(name, starts) for name, starts in list(ledger.starts_of(retry)) if starts)
+        if taken:
+            known = _load_anew(index, ledger)
+    removed = known + sum(1 for _ in index.strangers())
     index.settle({"marks": ledger.marks(), "totals": ledger.totals.dump(), "removed": removed})
     ledger.follow_with(index)
+    return _counted(index, sources, shaping, limit, removed)
+
+
+def _load_anew(index: Index, ledger: Log) -> int:
+    """The log was rewritten: all of it is laid over the index again, of which nothing (0) was known before."""
+    index.forget()
+    index.load(ledger.replay(None))
+    return 0
+
+
+def _outdated(index: Index, sources: Sequence[Source], changed: Changed) -> dict[str, list[int]]:
+    """Log name -> starts of lines that speak of rows as they no longer are, and are to be taken out.
+
+    A row that was refused and has been mended since cost nothing: it is simply asked. One that was asked with another
+    body is the user's to decide; raises UsageError for `refuse`.
+    """
+    outdated: dict[str, list[int]] = {}
+    places: list[str] = []
+    count = 0
+    for row, logged in index.changed():
+        if logged.refused or changed == "rerun":
+            outdated.setdefault(LOG_OF[logged.state], []).append(logged.at)
+        elif changed == "refuse":
+            count += 1
+            if len(places) < _SHOWN:
+                places.append(f"{sources[row.file].label}:{row.line}")
+    for logged in index.strangers():
+        if logged.refused:
+            outdated.setdefault(LOG_OF[logged.state], []).append(logged.at)
+    if places:
+        shown = ", ".join(places) + (" …" if count > len(places) else "")
+        raise UsageError(
+            f"{count} rows were asked before with another body: {shown}\n"
+            "ask them again with --changed rerun, keep the old answers with --changed keep, or use another -o DIR"
+        )
+    return outdated
+
+
+def _counted(index: Index, sources: Sequence[Source], shaping: Shaping, limit: int | None, removed: int) -> Plan:
     total = index.meta()["rows"]
     below = total if limit is None else min(limit, total)
     counts = index.counts(below)
@@ -138,16 +212,6 @@ def _lines(source: Source, file: BinaryIO) -> Iterator[Line]:
         raise UsageError(f"{source.path} is damaged: {error}") from None
     except OSError as error:
         raise DiskError(f"{source.path}: {error.strerror or error}") from None
-
-
-def _refuse_changed(index: Index, sources: Sequence[Source]) -> None:
-    places = [f"{sources[row.file].label}:{row.line}" for row, _ in index.changed()]
-    if places:
-        shown = ", ".join(places[:_SHOWN]) + (" …" if len(places) > _SHOWN else "")
-        raise UsageError(
-            f"{len(places)} rows were asked before with another body: {shown}\n"
-            "give the new rows new ids, or use another run directory (-o)"
-        )
 
 
 class _Reader:

@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from batchrouter.errors import UsageError
@@ -124,6 +124,21 @@ def _one_of(*choices: str) -> Callable[[object], str]:
     return parse
 
 
+_RETRY_CLASSES: Final = frozenset(
+    {"all", "4xx", "5xx", "timeout", "connection", "bad_response", "truncated", "schema_mismatch", "redirect"}
+    | {"attempts_exhausted"}
+)
+
+
+def _retry_classes(value: object) -> tuple[str, ...]:
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    classes = tuple(str(part).strip() for part in parts)
+    for one in classes:
+        if one not in _RETRY_CLASSES and not re.fullmatch(r"[1-5]\d\d", one):
+            raise ValueError(f"{one!r} is no class: {', '.join(sorted(_RETRY_CLASSES))}, or a status such as 503")
+    return classes
+
+
 def _assignments(value: object) -> tuple[tuple[str, str], ...]:
     """`KEY=JSON` texts, or a TOML table -> (key, JSON text) pairs; the last one of a key stands."""
     found: dict[str, str] = {}
@@ -147,6 +162,9 @@ def _assignments(value: object) -> tuple[tuple[str, str], ...]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(name)
+
+
+Changed = Literal["refuse", "rerun", "keep"]
 
 
 class Option(NamedTuple):
@@ -193,6 +211,17 @@ class Settings:
     max_outage: float = _option(900.0, parse_duration, "S", "Longest that an endpoint may be down.")
     max_response: int = _option(64 * 2**20, parse_size, "SIZE", "Largest answer that is read.")
     limit: int | None = _option(None, _positive, "N", "Only the first N rows.")
+    changed: Changed = _option(
+        "refuse",
+        _one_of("refuse", "rerun", "keep"),
+        "HOW",
+        "What to do with rows that were asked with another body before.",
+    )
+    retry: tuple[str, ...] = _option(
+        (), _retry_classes, "CLASS,…",
+        "Ask failed rows again: all, 4xx, 5xx, a status, timeout, connection, bad_response, truncated, schema_mismatch.",
+    )  # fmt: skip
+    dedupe: bool = _option(False, _flag, "", "Send rows with equal bodies once, and answer each of them.")  # noqa: FBT003  (a default, not an argument)
     strict: bool = _option(False, _flag, "", "Stop before sending anything when a row is invalid.")  # noqa: FBT003  (a default, not an argument)
     max_fail_ratio: float = _option(0.0, _ratio, "R", "Share of failed rows that still counts as success (exit 0).")
     grace: float = _option(30.0, parse_duration, "S", "How long requests in flight may finish after a first Ctrl-C.")

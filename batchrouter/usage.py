@@ -92,6 +92,15 @@ class Totals:
             total = self.by_model[model] = Total()
         return total
 
+    def count(self, model: str, usage: Usage | None, attempts: int, *, answered: bool) -> None:
+        """Count a row as it stands in one of the logs."""
+        total = self.of(model)
+        total.add(usage, attempts)
+        if answered:
+            total.succeeded += 1
+        else:
+            total.failed += 1
+
     def lines(self) -> bytes:
         """usage.jsonl: a line a model, then one of all."""
         rows = [_line("model", model, total) for model, total in sorted(self.by_model.items())]

@@ -18,38 +18,30 @@ from batchrouter.settings import parse_duration
 if TYPE_CHECKING:
     from batchrouter.emulator import Behaviour, Emulator
 
+_KINDS: Final = ("token-bucket", "sliding", "fixed")
 _DEFAULT_MODELS: Final = "gpt-5.4, gpt-5.4-mini, reasoner-1, claude-sonnet-5, claude-haiku-5, text-embedding-3"
 
 
-class _Duration(click.ParamType):
-    """Seconds, or a number with a unit."""
+def _seconds(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
+    """A duration option's value; click's usage error says what was expected."""
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
-    name = "duration"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The seconds, or click's usage error."""
+def _shares(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    """NAME=SHARE or NAME=PARAMETER=SHARE, each a fault's call and the share of requests that meet it."""
+    shares = {}
+    for value in values:
+        call, _, share = value.rpartition("=")
         try:
-            return parse_duration(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _Share(click.ParamType):
-    """NAME=SHARE or NAME=PARAMETER=SHARE, as (call, share)."""
-
-    name = "name=share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        """The fault's call and the share of requests that meet it, or click's usage error."""
-        if isinstance(value, tuple):
-            return value
-        call, _, share = str(value).rpartition("=")
-        try:
-            if call:
-                return call, float(share)
+            shares[call] = float(share)
         except ValueError:
-            pass
-        return self.fail(f"{value!r}: write NAME=SHARE, as in status_503=0.05", param, ctx)
+            call = ""
+        if not call:
+            raise click.BadParameter(f"{value!r}: write NAME=SHARE, as in status_503=0.05")
+    return shares
 
 
 def _list_faults(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 (click's)
@@ -67,22 +59,36 @@ def _list_faults(ctx: click.Context, _param: click.Parameter, wanted: bool) -> N
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the answers, the key and chance.")
-@click.option("--latency", type=_Duration(), default=0.0, help="Median time of an answer, such as 80ms. [0]")
+@click.option("--latency", metavar="DURATION", default="0", callback=_seconds, help="Median, such as 80ms. [0]")
 @click.option("--latency-sigma", type=click.FloatRange(0), default=0.0, help="Of the lognormal; 0: constant. [0]")
 @click.option("--rpm", type=click.FloatRange(0, min_open=True), help="Requests a minute. [no limit]")
 @click.option("--tpm", type=click.FloatRange(0, min_open=True), help="Tokens a minute. [no limit]")
-@click.option("--limit-kind", type=click.Choice(["token-bucket", "sliding", "fixed"]), default="token-bucket")
-@click.option("--window", type=_Duration(), default=60.0, help="Over which --rpm and --tpm are counted. [60s]")
+@click.option("--limit-kind", type=click.Choice(_KINDS), default=_KINDS[0], help="[token-bucket]")
+@click.option("--window", metavar="DURATION", default="60s", callback=_seconds, help="Of the limits. [60s]")
 @click.option("--burst", type=click.FloatRange(1), help="Depth of the bucket, in requests. [one window]")
 @click.option("--max-concurrency", type=click.IntRange(1), help="Requests at once. [no limit]")
 @click.option("--queue/--no-queue", help="What is too much at once waits, instead of 429.")
 @click.option("--headers/--no-headers", default=True, help="Retry-After and x-ratelimit-*. [on]")
 @click.option("--credits", "balance", type=click.FloatRange(0), help="Answers until 402. [no end]")
-@click.option("--fault", "faults", type=_Share(), multiple=True, help="Share of requests that meet a fault.")
-@click.option("--list-faults", is_flag=True, is_eager=True, expose_value=False, callback=_list_faults)
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="NAME=SHARE",
+    callback=_shares,
+    help="The share of requests that meet a fault (NAME=PARAMETER=SHARE with one).",
+)
+@click.option(
+    "--list-faults",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_faults,
+    help="Name every fault, and exit.",
+)
 @click.option("--model", "models", multiple=True, help=f"A model it knows. [{_DEFAULT_MODELS}]")
 def command(host: str, port: int, **options: Any) -> None:
-    """Run a local WorldRouter endpoint, for trying and testing.
+    r"""Run a local WorldRouter endpoint, for trying and testing.
 
     It prints the two lines to paste into another shell, and serves until Ctrl-C.
 
@@ -95,6 +101,7 @@ def command(host: str, port: int, **options: Any) -> None:
     \b
     Limits it plays: requests and tokens a minute (token bucket, sliding or fixed window of any
     length), requests at once (429 or a queue), and credits (402).
+    \b
     A message that holds [[fault:NAME]] or [[fault:NAME*2]] meets that fault always, or on its first
     two attempts. While it runs, POST /_emulator/credits, key, limits, latency, faults and outage
     change it, and GET /_emulator/stats tells what it saw.
@@ -107,9 +114,10 @@ def command(host: str, port: int, **options: Any) -> None:
         raise UsageError(str(error)) from None
     emulator = Emulator(behaviour, host=host, port=port)
     try:
-        asyncio.run(_serve(emulator))
+        number = asyncio.run(_serve(emulator))
     except OSError as error:
         raise UsageError(_cannot_listen(error, host, port)) from None
+    sys.exit(128 + number)
 
 
 def _behaviour(options: Mapping[str, Any]) -> Behaviour:
@@ -130,20 +138,20 @@ def _behaviour(options: Mapping[str, Any]) -> Behaviour:
         models=tuple(options["models"]) or MODELS,
         limits=limits,
         latency=Latency(options["latency"], options["latency_sigma"]),
-        faults=dict(options["faults"]),
+        faults=options["faults"],
         balance=options["balance"],
     )
 
 
-async def _serve(emulator: Emulator) -> None:
-    """Serves until SIGINT or SIGTERM, then ends what is being played."""
-    stop = asyncio.Event()
+async def _serve(emulator: Emulator) -> signal.Signals:
+    """Serves until SIGINT or SIGTERM, then ends what is being played; gives the signal."""
     loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[signal.Signals] = loop.create_future()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, lambda by=number: stopped.done() or stopped.set_result(by))
     async with emulator:
         _tell(f"export WORLDROUTER_BASE_URL={emulator.base_url}\nexport WORLDROUTER_API_KEY={emulator.key}\n")
-        await stop.wait()
+        return await stopped
 
 
 def _tell(text: str) -> None:
@@ -160,7 +168,7 @@ def _silence() -> None:
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, AttributeError):
-        sys.stdout = None  # type: ignore[assignment]  (Python's own value for a process without one)
+        sys.stdout = None  # type: ignore[assignment]
 
 
 def _cannot_listen(error: OSError, host: str, port: int) -> str:
