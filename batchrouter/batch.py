@@ -7,9 +7,11 @@ checkpoint is made however the run ended.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -17,20 +19,25 @@ from urllib.parse import urlsplit
 from batchrouter import __version__
 from batchrouter import plan as planning
 from batchrouter.errors import DiskError, UsageError
-from batchrouter.intake import Shaping, Source, find_sources
+from batchrouter.intake import Shaping, Source, find_sources, keep_stdin
 from batchrouter.ledger import Ledger
 from batchrouter.pace import Pace
 from batchrouter.plan import Plan
 from batchrouter.progress import Observer, Silence
-from batchrouter.records import Halt, Summary, Tally
+from batchrouter.records import Halt, Outcome, Request, Summary, Tally, Usage
 from batchrouter.retry import Policy
+from batchrouter.rows import Twins
 from batchrouter.runner import Runner, disk_halt
 from batchrouter.settings import Secret, Settings
 from batchrouter.throttle import Throttle
 from batchrouter.transport import Redactor, Transport
 
 MOST_CONCURRENT: Final = 512
-_STDIN_COPY: Final = "stdin.jsonl"
+STDIN_COPY: Final = "stdin.jsonl"
+
+
+class Stopped(Exception):  # noqa: N818  (it is what was asked for)
+    """The run was asked to stop before anything was sent."""
 
 
 class Control:
@@ -52,6 +59,16 @@ class Control:
         self._aborted = True
         if self._runner is not None:
             self._runner.abort()
+
+    @property
+    def halt(self) -> Halt | None:
+        """Why the run was asked to stop, if it was."""
+        return self._halt
+
+    def check(self) -> None:
+        """Raise Stopped when the run was asked to stop."""
+        if self._halt is not None:
+            raise Stopped
 
     def attach(self, runner: Runner) -> None:
         """Hand over the runner; what was asked for before is asked of it now."""
@@ -81,31 +98,80 @@ async def run_batch(
     Raises UsageError (nothing was sent), BusyError, DiskError; every other end is told by `Summary.halt`.
     """
     began = time.monotonic()
-    observer = observer or Silence()
+    observer, control = observer or Silence(), control or Control()
     directory = Path(directory)
-    sources = find_sources(tuple(inputs), directory / _STDIN_COPY)
-    redact = Redactor(key)
-    with Ledger.open(directory, redact=redact) as ledger:
-        plan = _plan(sources, settings, ledger)
-        observer.planned(plan.rows, plan.pending)
-        ledger.write_run(_about(sources, settings))
-        tally = Tally(rows=plan.rows, answered_before=plan.answered, failed_before=plan.failed, state="running")
+    with Ledger.open(directory, redact=Redactor(key)) as ledger:
+        if "-" in inputs:
+            await asyncio.to_thread(keep_stdin, sys.stdin.buffer, directory / STDIN_COPY)
+        sources = find_sources(tuple(inputs), directory / STDIN_COPY)
+        try:
+            plan = await asyncio.to_thread(_plan, sources, settings, ledger, control.check)
+        except Stopped:
+            return Summary(str(directory), Tally(), time.monotonic() - began, control.halt)
+        observer.planned(plan.total, plan.pending)
+        tally = Tally(rows=plan.total, answered_before=plan.answered, failed_before=plan.failed, state="running")
         halt = None
         try:
-            _record_refusals(plan, ledger, tally)
-            if tally.pending:
-                halt = await _ask(plan, settings, key, ledger, tally, observer, control or Control(), seed)
+            ledger.write_run(_about(sources, settings))
+            with contextlib.closing(_Books(ledger, plan.rows.twins())) as books:
+                _record_refusals(plan, ledger, tally)
+                tally.answered += books.serve_twins()
+                if tally.pending:
+                    halt = await _ask(plan, settings, key, ledger, books, tally, observer, control, seed)
         except DiskError as error:
             halt = disk_halt(error)
         halt = _close_books(ledger, halt)
         return Summary(str(directory), tally, time.monotonic() - began, halt)
 
 
-def _plan(sources: Sequence[Source], settings: Settings, ledger: Ledger) -> Plan:
-    shaping = Shaping(settings.model, settings.override_model, settings.set, settings.stream)
-    plan = planning.make(sources, shaping, ledger, limit=settings.limit, changed=settings.changed, retry=settings.retry)
+class _Books:
+    """Where ends of rows are recorded: in the ledger, for a row's twins as well when equal bodies are sent once."""
+
+    def __init__(self, ledger: Ledger, twins: Twins | None) -> None:
+        self._ledger = ledger
+        self._twins = twins
+        if twins is None:
+            self.record = ledger.record  # type: ignore[method-assign]  # nothing between a row and its ledger
+
+    def record(self, outcome: Outcome) -> int:
+        """Record a row and its twins, who cost nothing; gives how many rows that were."""
+        count = self._ledger.record(outcome)
+        if self._twins is not None and isinstance(outcome.request, Request):
+            for twin in self._twins.of(outcome.request):
+                count += self._ledger.record(outcome._replace(request=twin, attempts=0, usage=Usage()))
+        return count
+
+    def serve_twins(self) -> int:
+        """Give pending rows the answer that an equal row has had; gives how many rows that were."""
+        if self._twins is None:
+            return 0
+        count = 0
+        for twin, at in self._twins.unserved():
+            reply = self._ledger.answer_at(at)
+            count += self._ledger.record(
+                Outcome(twin, reply, None, 0, Usage(), truncated=False, model=twin.model, endpoint="")
+            )
+        return count
+
+    def close(self) -> None:
+        """Let go of the twins' files."""
+        if self._twins is not None:
+            self._twins.close()
+
+
+def _plan(sources: Sequence[Source], settings: Settings, ledger: Ledger, check: Callable[[], None]) -> Plan:
+    plan = planning.make(
+        sources,
+        Shaping(settings.model, settings.override_model, settings.set, settings.stream),
+        ledger,
+        limit=settings.limit,
+        changed=settings.changed,
+        retry=settings.retry,
+        dedupe=settings.dedupe,
+        check=check,
+    )
     if settings.strict and (plan.invalid or plan.duplicates):
-        shown = [refusal.message for refusal, _ in zip(planning.refusals(plan), range(20), strict=False)]
+        shown = [refusal.message for refusal, _ in zip(plan.rows.refusals(), range(20), strict=False)]
         raise UsageError("--strict, and there are invalid rows; nothing was sent\n" + "\n".join(shown))
     return plan
 
@@ -117,7 +183,7 @@ def _about(sources: Sequence[Source], settings: Settings) -> dict[str, Any]:
 
 def _record_refusals(plan: Plan, ledger: Ledger, tally: Tally) -> None:
     """Book the rows that cannot be asked, before anything is sent."""
-    for refusal in planning.refusals(plan):
+    for refusal in plan.rows.refusals():
         ledger.record(planning.refused_outcome(refusal))
         tally.add_failure(refusal.code, refusal.message)
     ledger.checkpoint()()
@@ -129,6 +195,7 @@ async def _ask(
     settings: Settings,
     key: Secret,
     ledger: Ledger,
+    books: _Books,
     tally: Tally,
     observer: Observer,
     control: Control,
@@ -166,9 +233,9 @@ async def _ask(
         ca_file=settings.ca_file,
     ) as transport:
         runner = Runner(
-            planning.requests(plan),
+            plan.rows.requests(),
             send=transport.send,
-            record=ledger.record,
+            record=books.record,
             throttle=throttle,
             policy=Policy(settings.max_attempts, settings.max_wait),
             endpoint=urlsplit(settings.base_url).netloc,
@@ -178,6 +245,8 @@ async def _ask(
             max_outage_s=settings.max_outage,
         )
         control.attach(runner)
+        for text in ledger.notes:
+            note("notice", text=text)
         note("start", pending=tally.pending, endpoint=settings.base_url)
         async with asyncio.TaskGroup() as group:
             aside = [

@@ -10,33 +10,39 @@ from __future__ import annotations
 import math
 from typing import Final
 
-_DROP: Final = 0.03  # how far under the ceiling a cut goes, when the ceiling was where it was thought to be
+_MARGIN: Final = 0.02  # how far under its ceiling the rate stays
+_TOLD_MARGIN: Final = 0.01  # the same, when the server has told where its ceiling is
+_DROPS: Final = (0.03, 0.2)  # how far under the ceiling a cut goes: as a rule, and when one follows the other
 _FIRST_DROP: Final = 0.1
-_DEEPEST_DROP: Final = 0.2
-_SHORTEST_HOLD_S: Final = 2.0
+_RECOVERY_S: Final = 1.0  # from a cut back to the margin
+_HOLDS_S: Final = (2.0, 60.0)
 _ROUGH_HOLD_S: Final = 4.0
-_LONGEST_HOLD_S: Final = 60.0
+_CLIMB: Final = 0.03
+_CLIMBS_S: Final = (1.5, 4.0)
 _FASTEST: Final = 2.0  # growth a second, far above the last known ceiling
-_SNAP: Final = 0.35  # how far a told limit may be from what is seen, to be believed
+_NEAR: Final = 0.35  # how far a told limit may be from what is seen, to be believed
 _TICK_UNITS: Final = 8
+_HOPE_S: Final = 60.0
+_HOPE_HOLD_S: Final = 3.0
 
 
 class Ceiling:
     """The rate allowed now (`rate`), under the ceiling that refusals have shown (`top`, None before the first)."""
 
     __slots__ = (
+        "_best",
+        "_best_at",
         "_cap",
         "_checked_at",
+        "_climb_s",
+        "_doubt",
         "_drop",
         "_hold_s",
-        "_is_first",
         "_is_rough",
         "_last",
         "_lean",
-        "_rate_before",
+        "_margin",
         "_since",
-        "_snapped",
-        "_doubt",
         "is_bound",
         "rate",
         "told",
@@ -49,13 +55,12 @@ class Ceiling:
         self.rate = self._cap
         self.is_bound = False
         self.told: tuple[float, ...] = ()
-        self._snapped = self._doubt = False
-        self._is_first = self._is_rough = False
-        self._drop = _DROP
-        self._hold_s = _SHORTEST_HOLD_S
-        self._rate_before = self.rate
-        self._since = self._checked_at = now
-        self._last = 0.0
+        self._doubt = self._is_rough = False
+        self._drop = _DROPS[0]
+        self._margin = _MARGIN
+        self._hold_s, self._climb_s = _HOLDS_S[0], _CLIMBS_S[0]
+        self._since = self._checked_at = self._best_at = now
+        self._last = self._best = 0.0
         self._lean = 0.3
         if learned is not None:
             self._place(min(learned, self._cap), now)
@@ -67,45 +72,46 @@ class Ceiling:
         self.is_bound = False
 
     def cut(self, seen: float, lately: float, now: float) -> None:
-        """A new episode of refusals: come down to just under what was accepted lately, `seen` a second."""
-        early = now - self._since < 0.6 * self._hold_s
-        self._rate_before = min(self.rate, 2 * seen)
-        self._is_first = self.top is None
-        if self._is_first:
+        """A new episode of refusals: come down to just under what was accepted: `seen` a second since the episode
+        before, `lately` in the last second or two.
+        """
+        before = min(self.rate, 2 * seen)
+        if self.top is None:
+            self._is_rough = True
             self._drop = _FIRST_DROP
-        elif early:
-            self._drop = min(1.5 * self._drop, _DEEPEST_DROP)
+            top = seen
+        elif now - self._since < 0.6 * self._hold_s:
+            self._doubt = self._margin == _TOLD_MARGIN
+            self._is_rough = True
+            self._drop = min(1.5 * self._drop, _DROPS[1])
             self._lean *= 0.5
+            top = seen
         else:
+            self._is_rough = self._doubt = False
+            self._drop = max(0.7 * self._drop, _DROPS[0])
             self._lean = min(1.3 * self._lean, 0.6)
-            self._drop = max(0.7 * self._drop, _DROP)
-        if not early:
             seen = max(seen, 0.98 * lately)
-        self._is_rough = self._is_first or early
-        top = seen if self._is_rough else seen + self._lean * (self._rate_before - seen)
-        self._hold_s = _SHORTEST_HOLD_S
-        self._doubt = early and self._snapped
+            top = seen + self._lean * (before - seen)
+        self._remember(now)
         self._place(min(top, self._cap), now)
-        self._snap(now)
 
     def lower(self, seen: float, now: float) -> None:
         """The same episode goes on, and shows that even less is accepted than it seemed."""
         if self._is_rough and self.top is not None and seen < 0.9 * self.top:
             self._place(seen, now)
-            self._snap(now)
-
-    def _snap(self, now: float) -> None:
-        assert self.top is not None
-        near = [told for told in self.told if abs(told / self.top - 1) < _SNAP]
-        self._snapped = bool(near) and not self._doubt
-        if self._snapped:
-            self._drop = 0.015
-            self._place(min(near, key=lambda told: abs(told / self.top - 1)), now)
 
     def cost(self, refusals_s: float, lost_s: float) -> None:
         """What the episode has cost so far, in seconds of the limit: the dearer, the longer until the next."""
-        pause_s = 20 * lost_s if not self._is_rough else min(20 * lost_s, _ROUGH_HOLD_S)
-        self._hold_s = min(max(_SHORTEST_HOLD_S, 120 * refusals_s, pause_s), _LONGEST_HOLD_S)
+        pause_s = 20 * lost_s
+        if self._is_rough:
+            pause_s = min(pause_s, _ROUGH_HOLD_S)
+        if self.top is not None and self._best > 1.25 * self.top:
+            pause_s = min(pause_s, _HOPE_HOLD_S)
+        hold_s = max(70 * refusals_s, pause_s)
+        if self._margin == _TOLD_MARGIN:
+            hold_s = _HOLDS_S[1]
+        self._hold_s = min(max(_HOLDS_S[0], hold_s), _HOLDS_S[1])
+        self._climb_s = min(max(_CLIMBS_S[0], self._hold_s / 2), _CLIMBS_S[1])
 
     def resume(self, now: float) -> None:
         """The pause is over: the curve begins."""
@@ -123,13 +129,26 @@ class Ceiling:
         if not self.is_bound:
             self._since += elapsed_s  # a rate that nobody used was not tried
             return
-        x = (now - self._since) / (60.0 if self._snapped else self._hold_s) - 1
-        if self._snapped and x < 0:
-            x = -1
-        wanted = self.top * (1 + self._drop * x * x * x)
-        self.rate = min(wanted, self._cap, self.rate * _FASTEST**elapsed_s)
+        since_s = now - self._since
+        wanted = 1 - self._margin - (self._drop - self._margin) * math.exp(-since_s / _RECOVERY_S)
+        if since_s > self._hold_s:
+            wanted += _CLIMB * ((since_s - self._hold_s) / self._climb_s) ** 3
+        self.rate = min(self.top * wanted, self._cap, self.rate * _FASTEST**elapsed_s)
+
+    def _remember(self, now: float) -> None:
+        """The best ceiling of late: one that fell may come back."""
+        self._best *= 0.5 ** ((now - self._best_at) / _HOPE_S)
+        self._best_at = now
+        if self.top is not None and not self._is_rough:
+            self._best = max(self._best, self.top)
 
     def _place(self, top: float, now: float) -> None:
+        near = [told for told in self.told if abs(told / top - 1) < _NEAR]
+        if near and not self._doubt:
+            top = min(near, key=lambda told: abs(told / top - 1))
+            self._margin = _TOLD_MARGIN
+        else:
+            self._margin = _MARGIN
         self.top = top
-        self.rate = top * (1 - self._drop)
+        self.rate = top * (1 - max(self._drop, self._margin) if self._margin == _MARGIN else 1 - self._margin)
         self._since = self._checked_at = now

@@ -66,8 +66,7 @@ class Crowd:
 
     def answered(self, at: float, in_flight: int, now: float) -> None:
         """An answer to a request sent at `at` as the `in_flight`th."""
-        if in_flight > self._most_accepted:
-            self._most_accepted = in_flight
+        self._most_accepted = max(self._most_accepted, in_flight)
         limit = self.limit
         self.is_bound = in_flight * 10 >= limit * 9
         if not self.is_bound:

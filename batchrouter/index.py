@@ -23,6 +23,12 @@ PENDING, ANSWERED, FAILED = 0, 1, 2  # row.state
 LOG_OF: Final = {ANSWERED: "results.jsonl", FAILED: "errors.jsonl"}
 REQUEST, INVALID, DUPLICATE = 0, 1, 2  # row.kind
 
+_WHICH: Final = {
+    "request": "kind = 0",
+    "refused": "kind <> 0",
+    "leader": "kind = 0 AND NOT EXISTS (SELECT 1 FROM row earlier WHERE earlier.digest = row.digest"
+    " AND earlier.n < row.n AND earlier.state = 0 AND earlier.kind = 0)",
+}
 _SCHEMA: Final = """
 CREATE TABLE row(
   n INTEGER PRIMARY KEY, key BLOB NOT NULL, digest BLOB NOT NULL,
@@ -92,6 +98,15 @@ class Index:
             index.close()
             raise
         return index
+
+    @classmethod
+    def view(cls, path: Path) -> Index:
+        """The index at `path` to read a few figures from, unchecked, beside whoever writes it; raises Unusable."""
+        try:
+            uri = f"{path.absolute().as_uri()}?mode=ro"
+            return cls(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5), path)
+        except sqlite3.Error as error:
+            raise Unusable(str(error)) from None
 
     @classmethod
     def build(cls, path: Path, rows: Iterable[Planned]) -> Index:
@@ -179,10 +194,36 @@ class Index:
         query = f"SELECT n, key, digest, file, line, start, length, kind FROM row WHERE {where}"  # noqa: S608  (constants of this file)
         return [Planned(*found) for found in self._connection.execute(query, values)]
 
-    def pending(self, after: int, below: int, most: int, *, refused: bool = False) -> list[Planned]:
-        """At most `most` pending rows with after < n < below, in input order: requests, or else refused rows."""
-        which = "kind <> 0" if refused else "kind = 0"
-        return self._planned(f"n > ? AND n < ? AND state = 0 AND {which} ORDER BY n LIMIT ?", after, below, most)
+    def pending(self, after: int, below: int, most: int, *, which: str = "request") -> list[Planned]:
+        """At most `most` pending rows with after < n < below, in input order: every `request`, or of requests with
+        equal bodies the `leader`, or the rows that were `refused`.
+        """
+        return self._planned(
+            f"n > ? AND n < ? AND state = 0 AND {_WHICH[which]} ORDER BY n LIMIT ?", after, below, most
+        )
+
+    def index_bodies(self) -> None:
+        """Make `leader`, `twins` and `answered_twins` quick."""
+        self._connection.execute("CREATE INDEX IF NOT EXISTS row_digest ON row(digest)")
+
+    def twins(self, digest: bytes, n: int, below: int) -> list[Planned]:
+        """The pending requests with a body like that of row `n`, other than it."""
+        return self._planned("digest = ? AND n <> ? AND n < ? AND state = 0 AND kind = 0 ORDER BY n", digest, n, below)
+
+    def answered_twins(self, below: int) -> Iterator[tuple[Planned, int]]:
+        """Pending requests with the body of an answered row, each with the place of that answer in the log."""
+        query = (
+            "SELECT r.n, r.key, r.digest, r.file, r.line, r.start, r.length, r.kind, min(t.at) FROM row r"
+            " JOIN row t ON t.digest = r.digest AND t.state = 1 AND t.kind = 0"
+            " WHERE r.state = 0 AND r.kind = 0 AND r.n < ? GROUP BY r.n ORDER BY r.n"
+        )
+        for found in self._connection.execute(query, (below,)):
+            yield Planned(*found[:8]), found[8]
+
+    def bodies_twice(self, below: int) -> int:
+        """How many pending requests have the body of an earlier pending one."""
+        query = "SELECT count(*) - count(DISTINCT digest) FROM row WHERE n < ? AND state = 0 AND kind = 0"
+        return int(self._one(query, below))
 
     def counts(self, below: int) -> dict[tuple[int, int], int]:
         """(kind, state) -> rows, among the first `below`."""
@@ -224,6 +265,20 @@ class Index:
         with self._transaction():
             self._connection.execute("UPDATE row SET state = 0, at = 0 WHERE state <> 0")
             self._put_meta({"sums": [0, 0, 0], "marks": None})
+
+    def repeats(self, logged: Iterable[Logged]) -> dict[str, list[int]]:
+        """Log name -> starts (ascending) of lines whose row has an earlier one; an answer counts as earlier."""
+        self.load(logged)
+        query = (
+            "SELECT l.state, l.at FROM logged l WHERE EXISTS (SELECT 1 FROM logged first WHERE first.key = l.key"
+            " AND (first.state, first.at) < (l.state, l.at)) ORDER BY l.state, l.at"
+        )
+        self._connection.execute("CREATE INDEX temp.logged_key ON logged(key)")
+        found: dict[str, list[int]] = {}
+        for state, at in self._connection.execute(query):
+            found.setdefault(LOG_OF[state], []).append(at)
+        self._connection.execute("DROP TABLE logged")
+        return found
 
     def settle(self, meta: dict[str, Any]) -> None:
         """Book the loaded lines on their rows, together with the marks and totals that account for them."""

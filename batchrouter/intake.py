@@ -7,10 +7,13 @@ a null in the body's place, and the body must parse by itself); every line that 
 
 from __future__ import annotations
 
+import filecmp
 import gzip
 import hashlib
 import io
+import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Any, BinaryIO, Final, cast
 import orjson
 
 from batchrouter import jsontext
-from batchrouter.errors import UsageError
+from batchrouter.errors import DiskError, UsageError
 from batchrouter.jsonl import LONGEST_LINE_BYTES, Line
 from batchrouter.records import Identity, Refusal, Request
 
@@ -266,6 +269,25 @@ def _open_zstd(file: BinaryIO) -> BinaryIO:
         raise UsageError(".zst input needs an extra: pip install 'batchrouter[zstd]'") from None
     reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=True)
     return cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", reader), 2**20))
+
+
+def keep_stdin(stream: BinaryIO, copy: Path) -> None:
+    """Keep standard input at `copy`, so that the run can resume; an empty one leaves what was kept before.
+
+    Raises DiskError.
+    """
+    fresh = copy.with_name(copy.name + ".tmp")
+    try:
+        with fresh.open("wb") as file:
+            shutil.copyfileobj(stream, file, 2**20)
+            file.flush()
+            os.fsync(file.fileno())
+        if copy.exists() and (not fresh.stat().st_size or filecmp.cmp(fresh, copy, shallow=False)):
+            fresh.unlink()
+        else:
+            fresh.replace(copy)
+    except OSError as error:
+        raise DiskError(f"{copy}: {error.strerror}") from None
 
 
 def find_sources(inputs: tuple[str, ...], stdin_copy: Path) -> tuple[Source, ...]:

@@ -188,8 +188,8 @@ class Ledger:
 
     # --- what is written -------------------------------------------------------------------------------------------
 
-    def record(self, outcome: Outcome) -> None:
-        """Append the end of a row's life to its log; raises DiskError with the file whole."""
+    def record(self, outcome: Outcome) -> int:
+        """Append the end of a row's life to its log; gives how many rows that were (1). Raises DiskError."""
         state = ANSWERED if outcome.answered else FAILED
         log = self.results if state == ANSWERED else self.errors
         try:
@@ -202,6 +202,14 @@ class Ledger:
             raise DiskError(f"{log.path}: {error.strerror}; what was recorded is whole") from None
         self._done.append((outcome.request.n, state, at))
         self.totals.count(outcome.model, outcome.usage, outcome.attempts, answered=state == ANSWERED)
+        return 1
+
+    def answer_at(self, at: int) -> Reply:
+        """The answer that stands at byte `at` of results.jsonl."""
+        with self.results.path.open("rb") as file:
+            file.seek(at)
+            response = jsontext.loads(file.readline())["response"]
+        return Reply(response["status_code"], {"x-request-id": response["request_id"]}, response["body"], 0.0)
 
     def _row(self, outcome: Outcome) -> dict[str, Any]:
         request, reply = outcome.request, outcome.reply

@@ -171,7 +171,7 @@ class Pace:
             if self._trickles:
                 self._row += 1
             else:
-                self._begin(now, sent)
+                self._begin(now, sent, hints)
             self._cut_at, self._cut_nth = now, self._nth
             self._trickles = True
             self._trickle_from = math.inf
@@ -220,7 +220,9 @@ class Pace:
         self._crowd.recovered()
 
     def _own_pause_s(self) -> float:
-        most = min(_PAUSE_S * 2**self._row, _LONGEST_PAUSE_S)
+        rate = self._chosen.rate if self._chosen is not None else math.inf
+        most = min(max(_PAUSE_S, 1 / self.requests_per_s) * 2**self._row, _LONGEST_PAUSE_S)
+        del rate
         return self._rng.uniform(0.2, 1) * most
 
     def _with_jitter(self, asked_s: float) -> float:
@@ -237,7 +239,7 @@ class Pace:
             weight = max(-1.0, min(1.0, math.log(sent.tokens / mean)))
             self._size_score = max(-4.0, min(4.0, self._size_score + weight))
 
-    def _begin(self, now: float, sent: Sent) -> None:
+    def _begin(self, now: float, sent: Sent, hints: Hints | None) -> None:
         """A new episode."""
         self._ends.append(self._end)
         self._first = sent
@@ -248,6 +250,10 @@ class Pace:
         if blame is not False:
             self._crowd.cut(sent.in_flight, 0.0, now)
         by_tokens = self._size_score > _SIZE_DECIDES
+        if hints is not None and hints.tokens is not None and hints.tokens.remaining is not None:
+            plenty = hints.tokens.remaining > 2 * sent.tokens
+            few = hints.requests is not None and (hints.requests.remaining or 0) < 2
+            by_tokens = not plenty and not few
         chosen, other = (self._tokens, self._requests) if by_tokens else (self._requests, self._tokens)
         if blame is True:
             self._chosen = None

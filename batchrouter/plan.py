@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol, TypeVar
 
 from batchrouter.errors import DiskError, UsageError
 from batchrouter.index import DUPLICATE, INVALID, LOG_OF, REQUEST, Index, Logged, Planned, Unusable, remove
 from batchrouter.intake import Shaping, Source, key_of_duplicate, read_row
-from batchrouter.jsonl import LONGEST_LINE_BYTES, Line, read_lines
-from batchrouter.records import Identity, Outcome, Refusal, Request, Usage
+from batchrouter.jsonl import Line, read_lines
+from batchrouter.records import Outcome, Refusal, Request, Usage
+from batchrouter.rows import Rows
 from batchrouter.settings import Changed
 from batchrouter.usage import Totals
 
 _SHOWN: Final = 20
-_BATCH: Final = 512
+_CHECK_EVERY: Final = 4096
+
+Item = TypeVar("Item")
 
 
 class Log(Protocol):
@@ -65,16 +68,18 @@ class Plan:
     """What is to be done. All figures are rows of this start (`--limit` bounds them), but `removed`."""
 
     index: Index
-    sources: Sequence[Source]
-    shaping: Shaping
-    below: int
-    rows: int
+    rows: Rows
+    total: int
     pending: int
     answered: int
     failed: int
     invalid: int
     duplicates: int
     removed: int
+
+
+def _nothing() -> None:
+    """A check that lets everything pass."""
 
 
 def make(
@@ -85,16 +90,15 @@ def make(
     limit: int | None = None,
     changed: Changed = "refuse",
     retry: Collection[str] = (),
+    dedupe: bool = False,
+    check: Callable[[], None] = _nothing,
 ) -> Plan:
     """Read or reuse the index, lay the log over it, take out what is to be asked again, and count.
 
-    Raises UsageError where rows were asked before with another body (and `changed` is `refuse`), and DiskError.
+    `check` is called now and then; what it raises ends the planning. Raises UsageError where rows were asked before
+    with another body (and `changed` is `refuse`), and DiskError.
     """
-    index, marks, meta = _index_for(sources, shaping, ledger)
-    index.load(ledger.replay(marks))
-    known = meta.get("removed", 0)
-    if ledger.set_damage_aside():
-        known = _load_anew(index, ledger)
+    index, known = lay(sources, shaping, ledger, check)
     outdated = _outdated(index, sources, changed)
     if outdated:
         for name in outdated:
@@ -107,7 +111,23 @@ def make(
     removed = known + sum(1 for _ in index.strangers())
     index.settle({"marks": ledger.marks(), "totals": ledger.totals.dump(), "removed": removed})
     ledger.follow_with(index)
-    return _counted(index, sources, shaping, limit, removed)
+    if dedupe:
+        index.index_bodies()
+    total = index.meta()["rows"]
+    rows = Rows(index, sources, shaping, below=total if limit is None else min(limit, total), dedupe=dedupe)
+    return _counted(index, rows, removed)
+
+
+def lay(
+    sources: Sequence[Source], shaping: Shaping, ledger: Log, check: Callable[[], None] = _nothing
+) -> tuple[Index, int]:
+    """The index of these inputs with the log loaded, but not settled, and how many removed rows it knows already."""
+    index, marks, meta = _index_for(sources, shaping, ledger, check)
+    index.load(_checked(ledger.replay(marks), check))
+    known: int = meta.get("removed", 0)
+    if ledger.set_damage_aside():
+        known = _load_anew(index, ledger)
+    return index, known
 
 
 def _load_anew(index: Index, ledger: Log) -> int:
@@ -145,20 +165,25 @@ def _outdated(index: Index, sources: Sequence[Source], changed: Changed) -> dict
     return outdated
 
 
-def _counted(index: Index, sources: Sequence[Source], shaping: Shaping, limit: int | None, removed: int) -> Plan:
-    total = index.meta()["rows"]
-    below = total if limit is None else min(limit, total)
-    counts = index.counts(below)
+def _counted(index: Index, rows: Rows, removed: int) -> Plan:
+    counts = index.counts(rows.below)
     by_state = [sum(count for (_, state), count in counts.items() if state == wanted) for wanted in (0, 1, 2)]
     by_kind = [sum(count for (kind, _), count in counts.items() if kind == wanted) for wanted in (0, 1, 2)]
     return Plan(
-        index, sources, shaping, below, below, by_state[0], by_state[1], by_state[2],
-        by_kind[INVALID], by_kind[DUPLICATE], removed,
-    )  # fmt: skip
+        index, rows, rows.below, by_state[0], by_state[1], by_state[2], by_kind[INVALID], by_kind[DUPLICATE], removed
+    )
+
+
+def _checked(items: Iterator[Item], check: Callable[[], None]) -> Iterator[Item]:
+    """The items, with a check every few thousand."""
+    for number, item in enumerate(items):
+        if not number % _CHECK_EVERY:
+            check()
+        yield item
 
 
 def _index_for(
-    sources: Sequence[Source], shaping: Shaping, ledger: Log
+    sources: Sequence[Source], shaping: Shaping, ledger: Log, check: Callable[[], None]
 ) -> tuple[Index, Mapping[str, Any] | None, Mapping[str, Any]]:
     """The index of these inputs, the marks up to which it accounts for the log, and what else it knows."""
     path = ledger.directory / "checkpoint.sqlite"
@@ -175,14 +200,15 @@ def _index_for(
         index.close()
     except (Unusable, KeyError, TypeError):
         pass
-    index = _build(path, sources, shaping)
+    index = build_index(path, sources, shaping, check)
     index.finish_build({"inputs": fingerprints, "shaping": shaping.fingerprint(), "marks": None, "sums": [0, 0, 0]})
     return index, None, {}
 
 
-def _build(path: Path, sources: Sequence[Source], shaping: Shaping) -> Index:
+def build_index(path: Path, sources: Sequence[Source], shaping: Shaping, check: Callable[[], None] = _nothing) -> Index:
+    """A new index at `path` of all rows of `sources`, none of them answered; raises UsageError, DiskError."""
     try:
-        index = Index.build(path, _planned_rows(sources, shaping))
+        index = Index.build(path, _checked(_planned_rows(sources, shaping), check))
     except BaseException:
         remove(path)
         raise
@@ -212,75 +238,6 @@ def _lines(source: Source, file: BinaryIO) -> Iterator[Line]:
         raise UsageError(f"{source.path} is damaged: {error}") from None
     except OSError as error:
         raise DiskError(f"{source.path}: {error.strerror or error}") from None
-
-
-class _Reader:
-    """Planned rows' lines, read again from their files; quick when asked for in input order."""
-
-    def __init__(self, sources: Sequence[Source], shaping: Shaping) -> None:
-        self._sources = sources
-        self._shaping = shaping
-        self._file: BinaryIO | None = None
-        self._number = -1
-
-    def read(self, row: Planned) -> Request | Refusal:
-        """The row itself; raises UsageError when its line is no longer the one that was planned."""
-        source = self._sources[row.file]
-        if self._file is None or row.file != self._number:
-            self.close()
-            self._file, self._number = source.open(), row.file
-        self._file.seek(row.start)
-        raw = self._file.read(row.length) if row.length <= LONGEST_LINE_BYTES else None
-        line = Line(row.line, row.start, raw.removesuffix(b"\n") if raw is not None else None, row.length)
-        read = read_row(line, row.n, source.label, self._shaping)
-        if read is None or read.identity.digest != row.digest:
-            raise UsageError(
-                f"{source.label}:{row.line} changed while the run was under way; start it again to plan anew"
-            )
-        return read
-
-    def close(self) -> None:
-        """Let go of the file that is being read."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def requests(plan: Plan) -> Iterator[Request]:
-    """The pending requests in input order, read from their files as they are asked for; few are held at once."""
-    for row, read in _pending(plan, refused=False):
-        if not isinstance(read, Request) or read.identity.key != row.key:
-            raise UsageError(
-                f"{read.file}:{read.line} changed while the run was under way; start it again to plan anew"
-            )
-        yield read
-
-
-def refusals(plan: Plan) -> Iterator[Refusal]:
-    """The rows that cannot be asked and are not recorded yet, in input order."""
-    for row, read in _pending(plan, refused=True):
-        if row.kind != DUPLICATE and isinstance(read, Refusal):
-            yield read
-            continue
-        first = plan.index.first_of(read.identity.key)
-        place = f"{plan.sources[first.file].label}:{first.line}" if first else "an earlier row"
-        message = f"{read.file}:{read.line}: custom_id {read.custom_id!r} is that of {place}"
-        identity = Identity(row.key, row.digest)
-        yield Refusal(row.n, read.custom_id, read.file, read.line, identity, "duplicate_custom_id", message)
-
-
-def _pending(plan: Plan, *, refused: bool) -> Iterator[tuple[Planned, Request | Refusal]]:
-    reader = _Reader(plan.sources, plan.shaping)
-    index = plan.index.reader()  # a door of its own: the other one is in use by checkpoints, in another thread
-    after = -1
-    try:
-        while batch := index.pending(after, plan.below, _BATCH, refused=refused):
-            after = batch[-1].n
-            for row in batch:
-                yield row, reader.read(row)
-    finally:
-        reader.close()
-        index.close()
 
 
 def refused_outcome(refusal: Refusal) -> Outcome:

@@ -21,7 +21,7 @@ _FRESH: Final = ".kept"
 
 
 def take_out(log: Path, starts: Iterable[int], into: Path) -> int:
-    """Move the lines of `log` that start at `starts` (ascending) to the end of `into`; gives how many. Raises OSError."""
+    """Move the lines of `log` that start at `starts` (ascending) to the end of `into`; how many. Raises OSError."""
     fresh = log.with_name(log.name + _FRESH)  # from here on, a journal without this file means: committed
     fresh.unlink(missing_ok=True)
     kept, taken = Appender(fresh), Appender(into)

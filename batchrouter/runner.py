@@ -40,8 +40,9 @@ Blame = Literal["endpoint", "row"]
 class Record(Protocol):
     """Where the ends of rows are kept (`Ledger.record`); raises DiskError."""
 
-    def __call__(self, outcome: Outcome) -> None:
-        """Keep it, so that no kill takes it back."""
+    def __call__(self, outcome: Outcome) -> int:
+        """Keep it, so that no kill takes it back; gives how many rows have ended by it."""
+        ...
 
 
 class Send(Protocol):
@@ -258,14 +259,13 @@ class Runner:
 
     def _book(self, failures: list[Failure]) -> None:
         for failure in failures:
-            self._record(failure.outcome)
             request = failure.outcome.request
-            self._tally.add_failure(failure.kind, f"{request.file}:{request.line}: {failure.text}")
+            for _ in range(self._record(failure.outcome)):
+                self._tally.add_failure(failure.kind, f"{request.file}:{request.line}: {failure.text}")
 
     def _finish(self, job: Job, reply: Reply, error: tuple[ErrorCode, str] | None, *, truncated: bool) -> None:
-        self._record(self._outcome(job, reply, error, truncated=truncated))
+        self._tally.answered += self._record(self._outcome(job, reply, error, truncated=truncated))
         self._frontier.done()
-        self._tally.answered += 1
         self._tally.truncated += truncated
         self._tally.unknown_usage += job.usage is None
 

@@ -215,11 +215,11 @@ class Settings:
         "refuse",
         _one_of("refuse", "rerun", "keep"),
         "HOW",
-        "What to do with rows that were asked with another body before.",
+        "What to do with rows asked before with another body.",
     )
     retry: tuple[str, ...] = _option(
         (), _retry_classes, "CLASS,…",
-        "Ask failed rows again: all, 4xx, 5xx, a status, timeout, connection, bad_response, truncated, schema_mismatch.",
+        "Ask failed rows again: all, 4xx, 5xx, a status, timeout, connection, truncated, or another error code.",
     )  # fmt: skip
     dedupe: bool = _option(False, _flag, "", "Send rows with equal bodies once, and answer each of them.")  # noqa: FBT003  (a default, not an argument)
     strict: bool = _option(False, _flag, "", "Stop before sending anything when a row is invalid.")  # noqa: FBT003  (a default, not an argument)

@@ -17,10 +17,11 @@ LEVELS = [
     {"records", "jsonl", "settings", "jsontext"},
     {"eventstream", "deltas", "ceiling", "crowd", "hints", "circuit", "frontier"},
     {"usage", "index", "intake", "routing"},
-    {"sse", "pace", "retry"},
+    {"sse", "pace", "retry", "rows", "history", "removal"},
     {"throttle", "jury"},
     {"runner", "ledger", "plan", "transport", "progress"},
-    {"batch"},
+    {"batch", "audit", "preview"},
+    {"standing"},
     {"emulator", "report", "dataset", "distributed"},
     {"cli"},
 ]

@@ -15,6 +15,9 @@ from batchrouter.errors import BatchrouterError
 # command -> (module, what it does, as the list of commands tells)
 COMMANDS: Final = {
     "run": ("batchrouter.cli.run", "Run or resume a batch of requests."),
+    "plan": ("batchrouter.cli.plan", "Tell what `run` would do, with nothing sent."),
+    "status": ("batchrouter.cli.status", "Tell where a run stands, also while it runs."),
+    "verify": ("batchrouter.cli.verify", "Check that no row is lost, doubled or mixed up."),
     "emulate": ("batchrouter.cli.emulate", "A local WorldRouter endpoint for trying and testing."),
 }
 

@@ -20,6 +20,24 @@ if TYPE_CHECKING:
 
 _KINDS: Final = ("token-bucket", "sliding", "fixed")
 _DEFAULT_MODELS: Final = "gpt-5.4, gpt-5.4-mini, reasoner-1, claude-sonnet-5, claude-haiku-5, text-embedding-3"
+_HELP: Final = """Run a local WorldRouter endpoint, for trying and testing.
+
+It prints the two lines to paste into another shell, and serves until Ctrl-C.
+
+\b
+Examples:
+  batchrouter emulate --latency 80ms --rpm 600
+  batchrouter emulate --rpm 600 --limit-kind sliding --window 1s --no-headers
+  batchrouter emulate --tpm 100000 --max-concurrency 32 --queue
+  batchrouter emulate --fault status_503=0.05 --fault retry_after=3=0.01
+\b
+Limits it plays: requests and tokens a minute (token bucket, sliding or fixed window of any
+length), requests at once (429 or a queue), and credits (402).
+\b
+A message that holds [[fault:NAME]] or [[fault:NAME*2]] meets that fault always, or on its first
+two attempts. While it runs, POST /_emulator/credits, key, limits, latency, faults and outage
+change it, and GET /_emulator/stats tells what it saw.
+"""
 
 
 def _seconds(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
@@ -55,7 +73,7 @@ def _list_faults(ctx: click.Context, _param: click.Parameter, wanted: bool) -> N
     ctx.exit()
 
 
-@click.command()
+@click.command(help=_HELP)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the answers, the key and chance.")
@@ -88,24 +106,7 @@ def _list_faults(ctx: click.Context, _param: click.Parameter, wanted: bool) -> N
 )
 @click.option("--model", "models", multiple=True, help=f"A model it knows. [{_DEFAULT_MODELS}]")
 def command(host: str, port: int, **options: Any) -> None:
-    r"""Run a local WorldRouter endpoint, for trying and testing.
-
-    It prints the two lines to paste into another shell, and serves until Ctrl-C.
-
-    \b
-    Examples:
-      batchrouter emulate --latency 80ms --rpm 600
-      batchrouter emulate --rpm 600 --limit-kind sliding --window 1s --no-headers
-      batchrouter emulate --tpm 100000 --max-concurrency 32 --queue
-      batchrouter emulate --fault status_503=0.05 --fault retry_after=3=0.01
-    \b
-    Limits it plays: requests and tokens a minute (token bucket, sliding or fixed window of any
-    length), requests at once (429 or a queue), and credits (402).
-    \b
-    A message that holds [[fault:NAME]] or [[fault:NAME*2]] meets that fault always, or on its first
-    two attempts. While it runs, POST /_emulator/credits, key, limits, latency, faults and outage
-    change it, and GET /_emulator/stats tells what it saw.
-    """
+    """Serves in the foreground; the help is above."""
     from batchrouter.emulator import Emulator  # noqa: PLC0415 (the emulator is loaded only where it is used)
 
     try:
@@ -148,10 +149,15 @@ async def _serve(emulator: Emulator) -> signal.Signals:
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[signal.Signals] = loop.create_future()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda by=number: stopped.done() or stopped.set_result(by))
+        loop.add_signal_handler(number, _settle, stopped, number)
     async with emulator:
         _tell(f"export WORLDROUTER_BASE_URL={emulator.base_url}\nexport WORLDROUTER_API_KEY={emulator.key}\n")
         return await stopped
+
+
+def _settle(stopped: asyncio.Future[signal.Signals], number: signal.Signals) -> None:
+    if not stopped.done():  # a second signal changes nothing: ending is under way
+        stopped.set_result(number)
 
 
 def _tell(text: str) -> None:
@@ -168,7 +174,7 @@ def _silence() -> None:
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, AttributeError):
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
 
 
 def _cannot_listen(error: OSError, host: str, port: int) -> str:

@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +16,7 @@ import click
 from batchrouter.batch import Control, run_batch
 from batchrouter.cli.exits import code_for, last_words, signals_to
 from batchrouter.cli.options import settings_from, settings_options
+from batchrouter.cli.paths import default_directory
 from batchrouter.progress import Observer, choose
 from batchrouter.records import Summary
 from batchrouter.settings import Secret, Settings, find_key
@@ -57,16 +57,6 @@ def command(
     with contextlib.suppress(OSError):
         click.echo(last_words(summary, again), err=True)
     ctx.exit(code_for(summary, settings.max_fail_ratio))
-
-
-def default_directory(first: str) -> str:
-    """`<first input's stem>.run`, in the current folder."""
-    if first == "-":
-        return "stdin.run"
-    path = Path(first)
-    while path.suffix in {".gz", ".zst", ".jsonl", ".json", ".ndjson"}:
-        path = path.with_suffix("")
-    return f"{path.name}.run"
 
 
 async def _run(

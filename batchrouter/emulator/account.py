@@ -43,9 +43,7 @@ class Account:
         body = problem(message, kind="authentication_error", code="invalid_api_key")
         return Whole(401, (*JSON, *headers), body)
 
-    def limited(
-        self, model: str, tokens: int, headers: type_of_headers, *, now: float, wall: float
-    ) -> Whole | None:
+    def limited(self, model: str, tokens: int, headers: type_of_headers, *, now: float, wall: float) -> Whole | None:
         """A 402 or 429 when no credit, place, request or token is left; else it takes its share of each."""
         if self.balance is not None and self.balance < self.price:
             message = "Insufficient credits. Top up on the Credits page, then retry."

@@ -108,9 +108,7 @@ def _choice(body: type_of_body, digest: bytes, index: int, budget: int | None) -
 
 
 def _fit_text(text: str, budget: int | None, stop: Any) -> tuple[str, str, int]:
-    cut = min(
-        (at for at in map(text.find, [stop] if isinstance(stop, str) else stop or ()) if at >= 0), default=-1
-    )
+    cut = min((at for at in map(text.find, [stop] if isinstance(stop, str) else stop or ()) if at >= 0), default=-1)
     text = text if cut < 0 else text[:cut]
     parts = pieces(text)
     if budget is not None and len(parts) > budget:

@@ -129,9 +129,7 @@ class Behaviour:
         headers = (("x-request-id", number), ("date", self._dated(wall)))
         method = "POST" if path in _POSTS else "GET" if f"{path}/".startswith(_MODELS) else None
         if method is None:
-            message = (
-                f"Invalid URL ({asked.method} {path}): a base URL ends with /v1, the route is added to it"
-            )
+            message = f"Invalid URL ({asked.method} {path}): a base URL ends with /v1, the route is added to it"
             return _refused(404, message, headers, code="unknown_url")
         if asked.method != method:
             return _refused(405, f"{path} takes {method}", (*headers, ("allow", method)))

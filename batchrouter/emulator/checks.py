@@ -62,9 +62,7 @@ def _wrong(message: str, param: str | None, code: str | None = None) -> bytes:
 
 
 def _number(low: float, high: float) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-    )
+    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def _whole(low: int, high: int) -> Callable[[Any], bool]:
@@ -72,9 +70,7 @@ def _whole(low: int, high: int) -> Callable[[Any], bool]:
 
 
 def _stops(value: Any) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, list) and all(isinstance(one, str) and one for one in value)
-    )
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) and one for one in value))
 
 
 def _tools(value: Any) -> bool:

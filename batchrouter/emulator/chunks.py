@@ -67,12 +67,7 @@ def _part(index: int, delta: dict[str, Any]) -> dict[str, Any]:
 
 def _call_pieces(calls: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """The calls' heads and argument fragments; several calls take turns, told apart by index alone."""
-    return (
-        piece
-        for turn in zip_longest(*map(_one_call, *_numbered(calls)))
-        for piece in turn
-        if piece is not None
-    )
+    return (piece for turn in zip_longest(*map(_one_call, *_numbered(calls))) for piece in turn if piece is not None)
 
 
 def _numbered(calls: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[Mapping[str, Any]]]:

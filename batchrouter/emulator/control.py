@@ -27,9 +27,7 @@ def controlled(behaviour: Behaviour, asked: Asked, now: float) -> Whole:
     try:
         fields = orjson.loads(asked.body or b"{}")
         if not isinstance(fields, dict):
-            return Whole(
-                400, JSON, problem(f"{name}: the body must be an object", kind="invalid_request_error")
-            )
+            return Whole(400, JSON, problem(f"{name}: the body must be an object", kind="invalid_request_error"))
         change(behaviour, fields, now)
     except (ValueError, TypeError, KeyError) as error:
         return Whole(400, JSON, problem(f"{name}: {error}", kind="invalid_request_error"))
@@ -37,9 +35,7 @@ def controlled(behaviour: Behaviour, asked: Asked, now: float) -> Whole:
 
 
 def _not_found(name: str) -> Whole:
-    known = ", ".join(
-        [*(f"GET {PREFIX}{one}" for one in _SHOWN), *(f"POST {PREFIX}{one}" for one in _CHANGES)]
-    )
+    known = ", ".join([*(f"GET {PREFIX}{one}" for one in _SHOWN), *(f"POST {PREFIX}{one}" for one in _CHANGES)])
     return Whole(404, JSON, problem(f"no {name!r} here; there are {known}", kind="invalid_request_error"))
 
 

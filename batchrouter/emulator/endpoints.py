@@ -33,11 +33,7 @@ def completion(body: type_of_body, seed: int) -> dict[str, Any]:
     """A legacy text completion: each prompt is asked as one user message."""
     prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
     answers = [answer(_asked(body, prompt), seed) for prompt in prompts]
-    texts = [
-        (choice["message"]["content"], choice["finish_reason"])
-        for one in answers
-        for choice in one["choices"]
-    ]
+    texts = [(choice["message"]["content"], choice["finish_reason"]) for one in answers for choice in one["choices"]]
     return {
         "id": answers[0]["id"].replace("chatcmpl", "cmpl"),
         "object": "text_completion",
@@ -65,9 +61,7 @@ def embedding(body: type_of_body, seed: int) -> dict[str, Any]:
             {
                 "object": "embedding",
                 "index": index,
-                "embedding": _vector(
-                    f"{seed}|{body['model']}|{text}", size, str(body.get("encoding_format"))
-                ),
+                "embedding": _vector(f"{seed}|{body['model']}|{text}", size, str(body.get("encoding_format"))),
             }
             for index, text in enumerate(texts)
         ],
@@ -122,11 +116,7 @@ def other_refusal(path: str, body: type_of_body) -> bytes | None:
     given = body.get(name)
     if not isinstance(given, str | list) or not given:
         return problem(f"'{name}' must be a string or a list", kind="invalid_request_error", param=name)
-    if (
-        path == "/responses"
-        and isinstance(given, list)
-        and not all(isinstance(one, Mapping) for one in given)
-    ):
+    if path == "/responses" and isinstance(given, list) and not all(isinstance(one, Mapping) for one in given):
         return problem("'input' must be a list of messages", kind="invalid_request_error", param="input")
     if body.get("stream"):
         return problem(

@@ -70,11 +70,7 @@ def rendered(whole: Whole) -> bytes:
 def head(status: int, headers: type_of_headers) -> bytes:
     """A status line and headers, up to and with the blank line."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    return (
-        (_STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n").encode()
-        + lines.encode("latin-1")
-        + b"\r\n"
-    )
+    return (_STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n").encode() + lines.encode("latin-1") + b"\r\n"
 
 
 def problem(message: str, *, kind: str, code: str | None = None, param: str | None = None) -> bytes:
@@ -82,9 +78,7 @@ def problem(message: str, *, kind: str, code: str | None = None, param: str | No
     return orjson.dumps({"error": problem_fields(message, kind=kind, code=code, param=param)})
 
 
-def problem_fields(
-    message: str, *, kind: str, code: str | int | None, param: str | None = None
-) -> dict[str, Any]:
+def problem_fields(message: str, *, kind: str, code: str | int | None, param: str | None = None) -> dict[str, Any]:
     """What stands under `error`."""
     return {"message": message, "type": kind, "param": param, "code": code}
 

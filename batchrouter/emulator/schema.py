@@ -89,9 +89,7 @@ class _Drawing:
 
     def _branch(self, branches: list[Any], depth: int) -> type_of_schema:
         if depth >= _DEEP:  # a leaf where there is one: recursion has gone far enough
-            leaves = [
-                b for b in branches if isinstance(b, Mapping) and "$ref" not in b and "properties" not in b
-            ]
+            leaves = [b for b in branches if isinstance(b, Mapping) and "$ref" not in b and "properties" not in b]
             branches = leaves or branches
         chosen = self._source.choice(branches)
         if not isinstance(chosen, Mapping):

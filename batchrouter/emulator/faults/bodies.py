@@ -54,9 +54,7 @@ def _spellings() -> Iterator[Fault]:
     crlf = spelt(lambda text: b"\r\n \r\n" + text.replace(b"\n", b"\r\n") + b"\r\n")
     yield Fault("pretty", "JSON over many lines", spelt(lambda text: text), usable=True)
     yield Fault("crlf", "JSON over many CRLF lines, with blank ones around it", crlf, usable=True)
-    yield Fault(
-        "bom", "a byte order mark before the JSON", spelt(lambda text: b"\xef\xbb\xbf" + text), usable=True
-    )
+    yield Fault("bom", "a byte order mark before the JSON", spelt(lambda text: b"\xef\xbb\xbf" + text), usable=True)
     yield Fault("trailing_garbage", "a second JSON value after the first", spelt(lambda text: text + b"{}"))
     yield Fault("deep_nesting", "JSON nested so many levels deep (200000)", _deep)
 
@@ -74,9 +72,7 @@ def _deep(scene: Scene) -> Play:
 def _codings() -> Iterator[Fault]:
     yield Fault("gzip", "gzip, as it should be", _coded("gzip", gzip.compress), usable=True)
     yield Fault("deflate", "deflate with its zlib header", _coded("deflate", zlib.compress), usable=True)
-    yield Fault(
-        "deflate_raw", "deflate without the zlib header", _coded("deflate", _raw_deflate), usable=True
-    )
+    yield Fault("deflate_raw", "deflate without the zlib header", _coded("deflate", _raw_deflate), usable=True)
     yield Fault("gzip_members", "gzip of many members", _coded("gzip", _members), usable=True)
     yield Fault("gzip_corrupt", "gzip with bytes changed in the middle", _coded("gzip", _corrupt))
     yield Fault("gzip_cut", "gzip that ends too early", _coded("gzip", lambda raw: gzip.compress(raw)[:-20]))

@@ -76,9 +76,7 @@ def _open_chunks(scene: Scene) -> bytes:
 
 
 def _delays() -> Iterator[Fault]:
-    yield Fault(
-        "stall_before_headers", "no byte for so many seconds, then the answer (for ever)", _stall_first
-    )
+    yield Fault("stall_before_headers", "no byte for so many seconds, then the answer (for ever)", _stall_first)
     yield Fault("stall_mid_headers", "silence in the headers, for ever", _stalled(_mid_headers))
     yield Fault("stall_mid_body", "silence in the body, for ever", _stalled(_mid_body))
     yield Fault("slow_drip", "one byte every so many seconds (1)", _drip, usable=True)
@@ -92,9 +90,7 @@ def _stall_first(scene: Scene) -> Play:
 
 def _plain_or_streamed(scene: Scene) -> bytes:
     play = honest(scene)
-    return (
-        rendered(play) if isinstance(play, Whole) else b"".join(s for s in play.steps if isinstance(s, bytes))
-    )
+    return rendered(play) if isinstance(play, Whole) else b"".join(s for s in play.steps if isinstance(s, bytes))
 
 
 def _stalled(written: Callable[[Scene], bytes]) -> type_of_play:
@@ -115,16 +111,10 @@ def _drip(scene: Scene) -> Play:
 
 
 def _malformed() -> Iterator[Fault]:
-    yield Fault(
-        "malformed_status_line", "a status line that is none", _mangled(b"HTTP/1.1 200", b"HTPP/one OK")
-    )
-    yield Fault(
-        "malformed_header", "a header line without a colon", _mangled(b"\r\n", b"\r\nno colon here\r\n")
-    )
+    yield Fault("malformed_status_line", "a status line that is none", _mangled(b"HTTP/1.1 200", b"HTPP/one OK"))
+    yield Fault("malformed_header", "a header line without a colon", _mangled(b"\r\n", b"\r\nno colon here\r\n"))
     yield Fault("negative_length", "Content-Length: -5", _mangled(b"content-length: ", b"content-length: -"))
-    yield Fault(
-        "two_lengths", "two Content-Lengths that differ", _mangled(b"\r\n", b"\r\ncontent-length: 7\r\n")
-    )
+    yield Fault("two_lengths", "two Content-Lengths that differ", _mangled(b"\r\n", b"\r\ncontent-length: 7\r\n"))
     yield Fault("malformed_chunk_size", "a chunk size that is no number", _bad_chunk)
     yield Fault("huge_header", "a header of so many bytes (300000)", _huge_header)
     yield Fault("many_headers", "so many headers (1000)", _many_headers)
@@ -139,9 +129,7 @@ def _mangled(old: bytes, new: bytes) -> type_of_play:
 
 def _bad_chunk(scene: Scene) -> Play:
     opening = head(OK, (*JSON, *scene.headers, ("transfer-encoding", "chunked")))
-    return Script(
-        NO_HTTP, (opening + b"zz\r\n" + orjson.dumps(scene.completion) + b"\r\n", _FLUSH_S), Ending.CLOSE
-    )
+    return Script(NO_HTTP, (opening + b"zz\r\n" + orjson.dumps(scene.completion) + b"\r\n", _FLUSH_S), Ending.CLOSE)
 
 
 def _huge_header(scene: Scene) -> Play:
@@ -174,10 +162,13 @@ def _reuse() -> Iterator[Fault]:
         ),
     ):
         yield Fault(name, about, _kept(ending), usable=True)
+    yield Fault("idle_close", "right; the connection is closed after so many idle seconds (0.05)", _idle, usable=True)
     yield Fault(
-        "idle_close", "right; the connection is closed after so many idle seconds (0.05)", _idle, usable=True
+        "garbage_after_body",
+        "right; so many seconds later (0.02) follow bytes that nobody asked for",
+        _garbage,
+        usable=True,
     )
-    yield Fault("garbage_after_body", "right; bytes that nobody asked for follow", _garbage, usable=True)
     yield Fault("second_answer", "right; another whole answer follows unasked", _second, usable=True)
 
 
@@ -190,7 +181,7 @@ def _idle(scene: Scene) -> Play:
 
 
 def _garbage(scene: Scene) -> Play:
-    return Script(OK, (_plain_or_streamed(scene) + b"\x00\x01garbage that is no HTTP\r\n\r\n",))
+    return Script(OK, (_plain_or_streamed(scene), scene.number(0.02), b"\x00\x01garbage that is no HTTP\r\n\r\n"))
 
 
 def _second(scene: Scene) -> Play:
@@ -200,9 +191,7 @@ def _second(scene: Scene) -> Play:
 
 def _unusual() -> Iterator[Fault]:
     early = b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n"
-    yield Fault(
-        "continue_100", "100 Continue before the 200", _after(b"HTTP/1.1 100 Continue\r\n\r\n"), usable=True
-    )
+    yield Fault("continue_100", "100 Continue before the 200", _after(b"HTTP/1.1 100 Continue\r\n\r\n"), usable=True)
     yield Fault("early_hints_103", "103 Early Hints before the 200", _after(early), usable=True)
     yield Fault(
         "processing_102",

@@ -62,12 +62,8 @@ def _choices() -> Iterator[Fault]:
     yield Fault("choices_null", "200 whose choices are null", _bare("choices", _MARK))
     yield Fault("finish_error", 'finish_reason "error"', _altered(_finish("error")))
     yield Fault("finish_null", "200 whose finish_reason is null", _altered(_finish(None)))
-    yield Fault(
-        "finish_length", 'finish_reason "length" after some text', _altered(_finish("length")), usable=True
-    )
-    yield Fault(
-        "finish_filter", 'finish_reason "content_filter"', _altered(_finish("content_filter")), usable=True
-    )
+    yield Fault("finish_length", 'finish_reason "length" after some text', _altered(_finish("length")), usable=True)
+    yield Fault("finish_filter", 'finish_reason "content_filter"', _altered(_finish("content_filter")), usable=True)
     yield Fault("choice_error", "200 whose choice holds an error object", _altered(_choice_error))
     yield Fault("empty_length", 'empty content with finish_reason "length"', _altered(_spent), usable=True)
     yield Fault(

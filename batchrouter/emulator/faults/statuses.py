@@ -44,9 +44,7 @@ _PIECE: Final = b"x" * 65_536
 def status_fault(status: int) -> Fault:
     """The fault that answers with a status; its parameter is the error's code."""
     phrase = HTTPStatus(status).phrase if status in {s.value for s in HTTPStatus} else "no phrase of its own"
-    return Fault(
-        f"status_{status}", f"HTTP {status}, {phrase}; the parameter is the error's code", _status(status)
-    )
+    return Fault(f"status_{status}", f"HTTP {status}, {phrase}; the parameter is the error's code", _status(status))
 
 
 def statuses() -> Iterator[Fault]:
@@ -69,9 +67,7 @@ def _status(status: int) -> type_of_play:
     return play
 
 
-def _error(
-    scene: Scene, status: int, *, code: str = "", more: type_of_headers = (), message: str = ""
-) -> Whole:
+def _error(scene: Scene, status: int, *, code: str = "", more: type_of_headers = (), message: str = "") -> Whole:
     family = "server_error" if status >= 500 else "invalid_request_error"  # noqa: PLR2004 (the 5xx)
     kind, usual = _KINDS.get(status, (family, ""))
     body = problem(message or f"The emulator plays HTTP {status}.", kind=kind, code=code or usual or None)
@@ -87,15 +83,11 @@ def _told_waits() -> Iterator[Fault]:
         ("reset_requests", "x-ratelimit-reset-requests", "1s"),
         ("reset_tokens", "x-ratelimit-reset-tokens", "6m0s"),
     ):
-        yield Fault(
-            name, f"429 with {header}; the parameter is its text ({default})", _waiting(header, default)
-        )
+        yield Fault(name, f"429 with {header}; the parameter is its text ({default})", _waiting(header, default))
     yield Fault("retry_after_date", "429 with Retry-After as a date, that many seconds from now (2)", _dated)
     yield Fault("rate_limit_bare", "429 that tells no wait at all", lambda scene: _error(scene, 429))
     yield Fault("rate_limit_garbage", "429 whose x-ratelimit headers are nonsense", _garbled)
-    yield Fault(
-        "unavailable_retry_after", "503 with Retry-After; the parameter is its text (1)", _unavailable
-    )
+    yield Fault("unavailable_retry_after", "503 with Retry-After; the parameter is its text (1)", _unavailable)
 
 
 def _waiting(header: str, default: str) -> type_of_play:
@@ -107,9 +99,7 @@ def _waiting(header: str, default: str) -> type_of_play:
 
 
 def _dated(scene: Scene) -> Play:
-    moment = min(
-        max(0.0, scene.wall + scene.number(2)), 253_402_300_799
-    )  # the calendar ends with the year 9999
+    moment = min(max(0.0, scene.wall + scene.number(2)), 253_402_300_799)  # the calendar ends with the year 9999
     return _error(scene, 429, more=(("retry-after", formatdate(moment, usegmt=True)),))
 
 
@@ -132,16 +122,10 @@ def _accounts() -> Iterator[Fault]:
     yield Fault("key_in_401", "401 whose message and headers repeat the key", _key_in_401)
     yield Fault("payment_retry_after", "402 with Retry-After; the parameter is its text (1)", _payment_wait)
     yield Fault("insufficient_quota", "429 with code insufficient_quota: credits, not pace", _quota)
-    yield Fault(
-        "context_length", "400 with code context_length_exceeded", _coded(400, "context_length_exceeded")
-    )
-    yield Fault(
-        "content_policy", "400 with code content_policy_violation", _coded(400, "content_policy_violation")
-    )
+    yield Fault("context_length", "400 with code context_length_exceeded", _coded(400, "context_length_exceeded"))
+    yield Fault("content_policy", "400 with code content_policy_violation", _coded(400, "content_policy_violation"))
     yield Fault("moderation", "403 with code moderation_blocked", _coded(403, "moderation_blocked"))
-    yield Fault(
-        "should_retry_false", "a status (500) with x-should-retry: false", _should_retry("false", 500)
-    )
+    yield Fault("should_retry_false", "a status (500) with x-should-retry: false", _should_retry("false", 500))
     yield Fault("should_retry_true", "a status (400) with x-should-retry: true", _should_retry("true", 400))
 
 
@@ -196,9 +180,7 @@ def _broken_500(scene: Scene) -> Play:
 
 def _error_in_200(scene: Scene) -> Play:
     text = scene.text("502")
-    error = problem_fields(
-        "Provider returned error", kind="provider_error", code=int(text) if text.isdigit() else text
-    )
+    error = problem_fields("Provider returned error", kind="provider_error", code=int(text) if text.isdigit() else text)
     return Whole(OK, (*JSON, *scene.headers), orjson.dumps({"error": error}))
 
 
@@ -211,9 +193,7 @@ def _redirects() -> Iterator[Fault]:
     for status in (301, 302, 303, 307, 308):
         about = f"{status} to another path of this server, which answers; the parameter is another Location"
         yield Fault(f"redirect_{status}", about, _redirect(status))
-    yield Fault(
-        "redirect_other_host", "307 to another name of this host; the parameter is another origin", _elsewhere
-    )
+    yield Fault("redirect_other_host", "307 to another name of this host; the parameter is another origin", _elsewhere)
     yield Fault("redirect_loop", "307 to itself", _loop)
 
 

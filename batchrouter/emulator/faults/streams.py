@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from batchrouter.emulator.chunks import DONE, chunks, event
+from batchrouter.emulator.chunks import DONE, chunks, event, framed
 from batchrouter.emulator.delivery import CHUNKED, LAST_CHUNK, events, streamed, wants_usage
 from batchrouter.emulator.faults.fault import Fault, Scene
 from batchrouter.emulator.plays import EVENTS, JSON, NO_HTTP, OK, Ending, Play, Script, Whole, head
@@ -46,7 +46,7 @@ def _joined(change: Callable[[bytes], bytes]) -> type_of_play:
 
 def _spellings() -> Iterator[tuple[str, str, type_of_play, bool]]:
     yield "comments", "comments and pings between the events", _with_events(_commented), True
-    yield "lf_cr", "lines end in CR", _joined(lambda text: text.replace(b"\n", b"\r")), True
+    yield "cr", "lines end in CR", _joined(lambda text: text.replace(b"\n", b"\r")), True
     yield "crlf", "lines end in CRLF", _joined(lambda text: text.replace(b"\n", b"\r\n")), True
     yield "cr_split", "CRLF lines, cut between CR and LF", _with_events(_cut_crlf), True
     yield "multi_line", "an event's JSON over many data lines", _with_chunks_text(_multi_line), True
@@ -63,7 +63,7 @@ def _spellings() -> Iterator[tuple[str, str, type_of_play, bool]]:
         _joined(lambda text: b"\xef\xbb\xbf" + text),
         True,
     )
-    yield "bytewise", "one byte at a time, inside UTF-8 too", _bytewise, True
+    yield "split", "cut every so many bytes (3), inside lines and UTF-8", _split, True
     yield "one_write", "the whole stream in one HTTP chunk", _joined(lambda text: text), True
     yield "gzip", "the stream is gzipped", _zipped, True
     yield "wrong_type", "the stream is labelled as JSON", _labelled, True
@@ -96,14 +96,17 @@ def _fielded(parts: list[bytes], _: Scene) -> list[bytes]:
     return [b"id: %d\nevent: message\nretry: 3000\nx-field\n%b" % (at, part) for at, part in enumerate(parts)]
 
 
-def _bytewise(scene: Scene) -> Play:
-    text = b"".join(events(scene.body, scene.completion))
-    opening = head(OK, (*EVENTS, *scene.headers, *CHUNKED))
-    singles = (b"1\r\n%b\r\n" % text[at : at + 1] for at in range(len(text)))
-    # A pause of nothing lets the loop write each byte by itself.
-    return Script(
-        OK, (s for part in ([opening], singles, [LAST_CHUNK]) for byte in part for s in (byte, 0.0))
-    )
+def _split(scene: Scene) -> Play:
+    text, size = b"".join(events(scene.body, scene.completion)), max(1, int(scene.number(3)))
+
+    def steps() -> Iterator[bytes | float]:
+        yield head(OK, (*EVENTS, *scene.headers, *CHUNKED))
+        for at in range(0, len(text), size):
+            yield framed([text[at : at + size]])
+            yield 0.0  # lets the loop write each piece by itself
+        yield LAST_CHUNK
+
+    return Script(OK, steps())
 
 
 def _zipped(scene: Scene) -> Play:
@@ -154,9 +157,7 @@ def _null_deltas(parts: list[dict[str, Any]], _: Scene) -> list[dict[str, Any]]:
     nulls = {"role": None, "content": None, "tool_calls": None, "function_call": None, "refusal": None}
     altered = []
     for part in parts:
-        altered.append(
-            {**part, "choices": [{**c, "delta": {**nulls, **c["delta"]}} for c in part["choices"]]}
-        )
+        altered.append({**part, "choices": [{**c, "delta": {**nulls, **c["delta"]}} for c in part["choices"]]})
         if part["choices"] and part["choices"][0]["finish_reason"] is None:
             altered.append({**part, "choices": [{**part["choices"][0], "delta": None}]})
     return altered
@@ -164,8 +165,7 @@ def _null_deltas(parts: list[dict[str, Any]], _: Scene) -> list[dict[str, Any]]:
 
 def _role_each(parts: list[dict[str, Any]], _: Scene) -> list[dict[str, Any]]:
     return [
-        {**p, "choices": [{**c, "delta": {"role": "assistant", **c["delta"]}} for c in p["choices"]]}
-        for p in parts
+        {**p, "choices": [{**c, "delta": {"role": "assistant", **c["delta"]}} for c in p["choices"]]} for p in parts
     ]
 
 

@@ -1,0 +1,199 @@
+"""`verify`: are the first two promises kept in this directory? Read from its files alone, beside a running process too.
+
+Rules of this file: nothing in the checkpoint is believed: the plan is made anew from the input into a temporary index,
+and the log is laid over it; every finding names its file and what to do.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from batchrouter.errors import UsageError
+from batchrouter.history import Damaged, read_entry
+from batchrouter.index import ANSWERED, LOG_OF, Index, Logged
+from batchrouter.intake import Shaping, Source, identify, key_of_duplicate
+from batchrouter.jsonl import read_lines
+from batchrouter.ledger import Ledger
+from batchrouter.plan import build_index, make
+from batchrouter.usage import Totals
+
+_SHOWN: Final = 20
+
+
+@dataclass(slots=True)
+class Audit:
+    """What was found. `problems` is empty when every input row is in exactly one of answered, failed and pending."""
+
+    rows: int = 0
+    answered: int = 0
+    failed: int = 0
+    pending: int = 0
+    removed: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unshown: int = 0
+
+    def add(self, problem: str) -> None:
+        """Note a problem; beyond the first few they are only counted."""
+        if len(self.problems) < _SHOWN:
+            self.problems.append(problem)
+        else:
+            self.unshown += 1
+
+
+def read_about(directory: Path) -> dict[str, Any]:
+    """run.json; raises UsageError where there is none."""
+    try:
+        about = orjson.loads((directory / "run.json").read_bytes())
+    except OSError:
+        raise UsageError(f"{directory} is no run directory: it has no run.json") from None
+    except orjson.JSONDecodeError:
+        raise UsageError(f"{directory / 'run.json'} is damaged; start the run again to write it anew") from None
+    return dict(about)
+
+
+def sources_of(about: Mapping[str, Any]) -> list[Source]:
+    """The inputs that run.json names."""
+    return [Source(item["label"], Path(item["path"])) for item in about["inputs"]]
+
+
+def shaping_of(about: Mapping[str, Any]) -> Shaping:
+    """What the run's settings do to bodies."""
+    settings = about["settings"]
+    defaults = tuple((str(key), str(text)) for key, text in settings["set"])
+    return Shaping(settings["model"], settings["override_model"], defaults, settings["stream"])
+
+
+def audit(directory: Path) -> Audit:
+    """Check the files of a run directory against its inputs and each other; raises UsageError."""
+    about = read_about(directory)
+    sources = sources_of(about)
+    found = Audit()
+    _check_inputs(about, sources, found)
+    totals = Totals()
+    with tempfile.TemporaryDirectory(prefix="batchrouter-") as folder:
+        index = build_index(Path(folder) / "audit.sqlite", sources, shaping_of(about))
+        try:
+            index.load(_entries(directory, totals, found))
+            _lay(index, sources, found)
+        finally:
+            index.close()
+    _check_usage(directory, totals, found)
+    return found
+
+
+def _check_inputs(about: Mapping[str, Any], sources: Sequence[Source], found: Audit) -> None:
+    for item, source in zip(about["inputs"], sources, strict=True):
+        now = source.fingerprint()
+        if now["size"] != item["size"]:
+            found.add(f"{source.path} had {item['size']} bytes when it was run and has {now['size']}; run it again")
+
+
+def _entries(directory: Path, totals: Totals, found: Audit) -> Iterator[Logged]:
+    """The lines of both logs, each checked by itself and counted."""
+    for state, name in LOG_OF.items():
+        path = directory / name
+        if not path.exists():
+            continue
+        with path.open("rb") as file:
+            for line in read_lines(file):
+                if line.raw is not None and line.length == len(line.raw):
+                    found.notes.append(f"{path}:{line.number}: the last line is torn, its row pending; a start cuts it")
+                    continue
+                try:
+                    entry = read_entry(line.raw, line.start, state)
+                except Damaged as error:
+                    found.add(f"{path}:{line.number}: damaged ({error}); --repair sets it aside")
+                    continue
+                if not _is_named_rightly(entry.row, entry.logged):
+                    found.add(f"{path}:{line.number}: its id does not belong to its custom_id")
+                if (state == ANSWERED) != _is_answer(entry.row):
+                    found.add(f"{path}:{line.number}: it stands in the wrong file")
+                totals.count(entry.model, entry.usage, entry.attempts, answered=state == ANSWERED)
+                yield entry.logged
+    path = directory / "superseded.jsonl"
+    if path.exists():
+        with path.open("rb") as file:
+            for line in read_lines(file):
+                try:
+                    entry = read_entry(line.raw, line.start, ANSWERED)
+                except Damaged as error:
+                    found.add(f"{path}:{line.number}: damaged ({error})")
+                    continue
+                totals.of(entry.model).add(entry.usage, entry.attempts)
+
+
+def _is_named_rightly(row: Mapping[str, Any], logged: Logged) -> bool:
+    key = identify(row["custom_id"], b"").key
+    if row["error"] is not None and row["error"]["code"] == "duplicate_custom_id":
+        key = key_of_duplicate(key, row["batchrouter"]["file"], row["batchrouter"]["line"])
+    return key == logged.key
+
+
+def _is_answer(row: Mapping[str, Any]) -> bool:
+    return row["error"] is None and row["response"] is not None and row["response"]["status_code"] == 200
+
+
+def _lay(index: Index, sources: Sequence[Source], found: Audit) -> None:
+    for row, _ in index.changed():
+        found.add(f"{sources[row.file].label}:{row.line}: its answer is to another body; run again with --changed")
+    for place in index.twice():
+        found.add(f"{place}: it stands in the log more than once; --repair keeps the first")
+    found.removed = sum(1 for _ in index.strangers())
+    index.settle({})
+    counts = index.counts(2**62)
+    by_state = [sum(count for (_, state), count in counts.items() if state == wanted) for wanted in (0, 1, 2)]
+    found.pending, found.answered, found.failed = by_state
+    found.rows = sum(by_state)
+
+
+def _check_usage(directory: Path, totals: Totals, found: Audit) -> None:
+    path = directory / "usage.jsonl"
+    content = path.read_bytes() if path.exists() else b""
+    if content == totals.lines():
+        return
+    if _has_ended(directory):
+        found.add(f"{path} is not the sum of the rows; --repair writes it anew")
+    else:
+        found.notes.append(f"{path} is written when a run ends, and this one has not")
+
+
+def _has_ended(directory: Path) -> bool:
+    """Whether the last start came to its end by itself: then its last event is `stop`."""
+    path = directory / "events.jsonl"
+    last = b""
+    if path.exists():
+        with path.open("rb") as file:
+            for line in read_lines(file):
+                last = line.raw or b""
+    try:
+        return bool(orjson.loads(last)["event"] == "stop")
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return False
+
+
+def repair(directory: Path) -> list[str]:
+    """Mend what can be mended: torn and damaged lines, lines that stand twice, the index, the totals; gives what was
+    done. Raises UsageError, BusyError, DiskError.
+    """
+    about = read_about(directory)
+    sources, shaping = sources_of(about), shaping_of(about)
+    with Ledger.open(directory, redact=lambda content: content) as ledger:
+        plan = make(sources, shaping, ledger, changed="keep")
+        repeats = plan.index.repeats(ledger.replay(None))
+        for name, starts in repeats.items():
+            ledger.take_out(name, starts)
+            ledger.notes.append(f"{directory / name}: {len(starts)} lines that stood twice moved to superseded.jsonl")
+        if repeats:
+            plan.index.close()
+            plan = make(sources, shaping, ledger, changed="keep")
+        ledger.note("repair", done=len(ledger.notes))
+        ledger.note("stop", exit_code=0, reason="repaired")
+        ledger.write_usage()
+        return list(ledger.notes)
