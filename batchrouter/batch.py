@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from batchrouter import __version__
 from batchrouter import plan as planning
 from batchrouter.errors import DiskError, UsageError
+from batchrouter.index import disk_faults
 from batchrouter.intake import Shaping, Source, find_sources, keep_stdin
 from batchrouter.ledger import Ledger
 from batchrouter.pace import Pace
@@ -160,16 +161,17 @@ class _Books:
 
 
 def _plan(sources: Sequence[Source], settings: Settings, ledger: Ledger, check: Callable[[], None]) -> Plan:
-    plan = planning.make(
-        sources,
-        Shaping(settings.model, settings.override_model, settings.set, settings.stream),
-        ledger,
-        limit=settings.limit,
-        changed=settings.changed,
-        retry=settings.retry,
-        dedupe=settings.dedupe,
-        check=check,
-    )
+    with disk_faults(ledger.directory):
+        plan = planning.make(
+            sources,
+            Shaping(settings.model, settings.override_model, settings.set, settings.stream),
+            ledger,
+            limit=settings.limit,
+            changed=settings.changed,
+            retry=settings.retry,
+            dedupe=settings.dedupe,
+            check=check,
+        )
     if settings.strict and (plan.invalid or plan.duplicates):
         shown = [refusal.message for refusal, _ in zip(plan.rows.refusals(), range(20), strict=False)]
         raise UsageError("--strict, and there are invalid rows; nothing was sent\n" + "\n".join(shown))
@@ -249,20 +251,24 @@ async def _ask(
             note("notice", text=text)
         note("start", pending=tally.pending, endpoint=settings.base_url)
         async with asyncio.TaskGroup() as group:
-            aside = [
-                group.create_task(_keep_checkpoints(ledger, settings.checkpoint_every, runner)),
-                group.create_task(_show(observer, tally, throttle)),
-            ]
+            over = asyncio.Event()
+            group.create_task(_keep_checkpoints(ledger, settings.checkpoint_every, runner, over))
+            shower = group.create_task(_show(observer, tally, throttle))
             halt = await runner.run()
-            for task in aside:
-                task.cancel()
+            over.set()
+            shower.cancel()
         observer.tick(tally, throttle)
     return halt
 
 
-async def _keep_checkpoints(ledger: Ledger, every_s: float, runner: Runner) -> None:
-    while True:
-        await asyncio.sleep(every_s)
+async def _keep_checkpoints(ledger: Ledger, every_s: float, runner: Runner, over: asyncio.Event) -> None:
+    """A checkpoint now and then, in another thread, until the run is over. Never cancelled: that would leave the thread
+    at work on files which are about to be closed.
+    """
+    while not over.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(every_s):
+                await over.wait()
         try:
             await asyncio.to_thread(ledger.checkpoint())
         except DiskError as error:

@@ -11,7 +11,7 @@ import math
 from typing import Final
 
 _MARGIN: Final = 0.02  # how far under its ceiling the rate stays
-_TOLD_MARGIN: Final = 0.01  # the same, when the server has told where its ceiling is
+_TOLD_MARGINS: Final = (0.01, 0.03, 0.06)  # the same, when the server has told where its ceiling is
 _DROPS: Final = (0.03, 0.2)  # how far under the ceiling a cut goes: as a rule, and when one follows the other
 _FIRST_DROP: Final = 0.1
 _RECOVERY_S: Final = 1.0  # from a cut back to the margin
@@ -35,10 +35,11 @@ class Ceiling:
         "_cap",
         "_checked_at",
         "_climb_s",
-        "_doubt",
+        "_doubts",
         "_drop",
         "_hold_s",
         "_is_rough",
+        "_is_told",
         "_last",
         "_lean",
         "_margin",
@@ -55,7 +56,8 @@ class Ceiling:
         self.rate = self._cap
         self.is_bound = False
         self.told: tuple[float, ...] = ()
-        self._doubt = self._is_rough = False
+        self._is_told = self._is_rough = False
+        self._doubts = 0
         self._drop = _DROPS[0]
         self._margin = _MARGIN
         self._hold_s, self._climb_s = _HOLDS_S[0], _CLIMBS_S[0]
@@ -75,22 +77,22 @@ class Ceiling:
         """A new episode of refusals: come down to just under what was accepted: `seen` a second since the episode
         before, `lately` in the last second or two.
         """
-        before = min(self.rate, 2 * seen)
+        before = min(self.rate, 2 * max(seen, lately))
+        self._is_rough = True
         if self.top is None:
-            self._is_rough = True
             self._drop = _FIRST_DROP
-            top = seen
+            top = max(seen, lately)
         elif now - self._since < 0.6 * self._hold_s:
-            self._doubt = self._margin == _TOLD_MARGIN
-            self._is_rough = True
+            self._doubts += 1
             self._drop = min(1.5 * self._drop, _DROPS[1])
             self._lean *= 0.5
             top = seen
         else:
-            self._is_rough = self._doubt = False
+            self._is_rough = False
+            self._doubts = max(0, self._doubts - 1)
             self._drop = max(0.7 * self._drop, _DROPS[0])
             self._lean = min(1.3 * self._lean, 0.6)
-            seen = max(seen, 0.98 * lately)
+            seen = max(seen, lately)
             top = seen + self._lean * (before - seen)
         self._remember(now)
         self._place(min(top, self._cap), now)
@@ -100,18 +102,18 @@ class Ceiling:
         if self._is_rough and self.top is not None and seen < 0.9 * self.top:
             self._place(seen, now)
 
-    def cost(self, refusals_s: float, lost_s: float) -> None:
+    def cost(self, refusals_s: float, asked_s: float) -> None:
         """What the episode has cost so far, in seconds of the limit: the dearer, the longer until the next."""
-        pause_s = 20 * lost_s
-        if self._is_rough:
-            pause_s = min(pause_s, _ROUGH_HOLD_S)
-        if self.top is not None and self._best > 1.25 * self.top:
-            pause_s = min(pause_s, _HOPE_HOLD_S)
+        pause_s = min(20 * asked_s, max(30.0, asked_s))
         hold_s = max(70 * refusals_s, pause_s)
-        if self._margin == _TOLD_MARGIN:
+        if self._is_rough:
+            hold_s = min(hold_s, _ROUGH_HOLD_S)
+        if self.top is not None and self._best > 1.25 * self.top:
+            hold_s = min(hold_s, max(70 * refusals_s, _HOPE_HOLD_S))
+        if self._is_told:
             hold_s = _HOLDS_S[1]
         self._hold_s = min(max(_HOLDS_S[0], hold_s), _HOLDS_S[1])
-        self._climb_s = min(max(_CLIMBS_S[0], self._hold_s / 2), _CLIMBS_S[1])
+        self._climb_s = min(max(_CLIMBS_S[0], 35 * refusals_s, min(pause_s / 2, _CLIMBS_S[1])), _HOLDS_S[1])
 
     def resume(self, now: float) -> None:
         """The pause is over: the curve begins."""
@@ -144,11 +146,12 @@ class Ceiling:
 
     def _place(self, top: float, now: float) -> None:
         near = [told for told in self.told if abs(told / top - 1) < _NEAR]
-        if near and not self._doubt:
+        self._is_told = bool(near) and self._doubts < len(_TOLD_MARGINS)
+        if self._is_told:
             top = min(near, key=lambda told: abs(told / top - 1))
-            self._margin = _TOLD_MARGIN
+            self._margin = self._drop = _TOLD_MARGINS[self._doubts]
         else:
             self._margin = _MARGIN
         self.top = top
-        self.rate = top * (1 - max(self._drop, self._margin) if self._margin == _MARGIN else 1 - self._margin)
+        self.rate = top * (1 - max(self._drop, self._margin))
         self._since = self._checked_at = now

@@ -7,6 +7,7 @@ each answer (TCP's slow start, RFC 5681, 3.1: doubling a round trip), and at eac
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 _START: Final = 12
@@ -24,9 +25,11 @@ class Crowd:
 
     __slots__ = (
         "_answers",
+        "_base_s",
         "_before",
         "_hold_s",
         "_judged_at",
+        "_latency_s",
         "_most",
         "_most_accepted",
         "_needed",
@@ -49,6 +52,7 @@ class Crowd:
         self.is_bound = False
         self._before = self.limit
         self._rate_before = 0.0
+        self._base_s = math.inf
         self._hold_s = _HOLD_S[0]
         self._votes = 0
         self._most_accepted = 0
@@ -61,6 +65,7 @@ class Crowd:
         self._stage_at = now
         self._settling = True
         self._answers = 0
+        self._latency_s = 0.0
         self._judged_at = now
         self._needed = self._target // 2
 
@@ -80,21 +85,29 @@ class Crowd:
                 self._stage(self._target, now)
         elif at >= self._stage_at and limit < self._most:
             self._answers += 1
+            self._latency_s += now - at
             if self._answers >= self._needed:
                 self._judge(now)
 
     def _judge(self, now: float) -> None:
         """The present number has been tried for long enough: settle, measure, decide."""
+        growth = self.limit / self._before
+        latency_s = self._latency_s / self._answers
+        if self._settling:
+            self._base_s = min(self._base_s, latency_s)
         if self.limit < _UNJUDGED:
             self._raise_to(2 * self.limit, now)
             return
         if self._settling:
             self._settling = False
+            if growth > 1 and latency_s < 1.25 * self._base_s:
+                self._rate_before = 0.0
+                self._raise_to(2 * self.limit, now)
+                return
             self._judged_at, self._answers = now, 0
             self._needed = max(_UNJUDGED, self.limit)
             return
         rate = self._answers / max(now - self._judged_at, 1e-6)
-        growth = self.limit / self._before
         if growth <= 1:  # a measure taken to compare the next one with
             if now - self._since < self._hold_s:
                 self._stage(self.limit, now)

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from batchrouter.errors import DiskError
 from batchrouter.jsonl import sync_file
 
 VERSION: Final = 1
@@ -41,6 +42,17 @@ _CACHE_KIB: Final = 8192
 
 class Unusable(Exception):  # noqa: N818  (a finding, not a mishap)
     """The index is missing, damaged, of another version, or does not fit the log: build it anew."""
+
+
+@contextlib.contextmanager
+def disk_faults(where: Path) -> Iterator[None]:
+    """While inside: what the disk or SQLite cannot do is a DiskError that names the place."""
+    try:
+        yield
+    except (sqlite3.Error, Unusable) as error:
+        raise DiskError(f"{where}: {error}") from None
+    except OSError as error:
+        raise DiskError(f"{error.filename or where}: {error.strerror}") from None
 
 
 class Planned(NamedTuple):
@@ -198,9 +210,9 @@ class Index:
         """At most `most` pending rows with after < n < below, in input order: every `request`, or of requests with
         equal bodies the `leader`, or the rows that were `refused`.
         """
-        return self._planned(
-            f"n > ? AND n < ? AND state = 0 AND {_WHICH[which]} ORDER BY n LIMIT ?", after, below, most
-        )
+        where = f"n > ? AND n < ? AND state = 0 AND {_WHICH[which]} ORDER BY n LIMIT ?"
+        with disk_faults(self.path):
+            return self._planned(where, after, below, most)
 
     def index_bodies(self) -> None:
         """Make `leader`, `twins` and `answered_twins` quick."""
@@ -314,8 +326,9 @@ class Index:
             yield Planned(*found[:8]), found[8], found[9]
 
     def reader(self) -> Index:
-        """A second door to the same file, for another thread."""
-        return Index(_connect(self.path), self.path)
+        """A second door to the same file, for another thread; raises DiskError."""
+        with disk_faults(self.path):
+            return Index(_connect(self.path), self.path)
 
     def close(self) -> None:
         """Let go of the file."""

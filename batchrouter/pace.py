@@ -25,9 +25,9 @@ Bound = Literal["nothing", "requests", "tokens", "concurrency"]
 
 KNOWN_MARGIN: Final = 0.99  # of a known limit: what a request's way to the server may shift across a window's edge
 _TICK_S: Final = 0.02
-_BURST_S: Final = 0.15
+_BURST_S: Final = 0.1
 _ENOUGH: Final = 20
-_LATELY_S: Final = 1.5
+_LATELY_S: Final = 2.0
 _TRICKLE: Final = 0.25
 _PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 5.0
@@ -153,7 +153,7 @@ class Pace:
         self._flying -= 1
         self._tokens_sent += tokens - sent.tokens
         if self._trickles and sent.at >= self._cut_at:
-            self._flow(now)
+            self._flow(now, sent.at)
         self._crowd.answered(sent.at, sent.in_flight, now)
 
     def limited(self, now: float, sent: Sent, hints: Hints | None) -> float:
@@ -180,11 +180,8 @@ class Pace:
         self._refused += 1
         self._refused_tokens += sent.tokens
         self._rejects += 1
-        rate = max(self._nth / max(now, 1e-3), 1e-3)
-        lost_s = now + asked_s - self._began_at
         if self._chosen is not None:
-            self._chosen.cost(self._rejects / max(self._chosen.rate, 1e-9), lost_s)
-        del rate
+            self._chosen.cost(self._rejects / max(self._chosen.rate, 1e-9), asked_s)
         return self._with_jitter(pause_s) if asked_s else pause_s
 
     def failed(self, now: float, sent: Sent) -> None:
@@ -199,7 +196,7 @@ class Pace:
                 if self._trickle_from == math.inf:
                     self._trickle_from = now
                 elif now - self._trickle_from > 1.5 * self._refusal_s:
-                    self._flow(now)
+                    self._flow(now, self._trickle_from)
             return
         if now >= self._mark_at:
             self._mark_at = now + 0.25
@@ -211,18 +208,22 @@ class Pace:
 
     # --- episodes ---
 
-    def _flow(self, now: float) -> None:
-        """What was sent after the pause is not refused: on with it."""
+    def _flow(self, now: float, accepted_at: float) -> None:
+        """What was sent after the pause, at `accepted_at`, is not refused: on with it."""
         self._trickles = False
         self._row = 0
+        gap_s = accepted_at - self._end.at
+        if gap_s > 0.2 and self._end.slack_s == 0.0:  # somewhere in between there was quota again
+            until = self._end.at + gap_s / 2
+            self._end = self._end._replace(at=until)
+            if self._chosen is not None and self._first is not None:
+                self._chosen.lower(self._seen(self._first, until), now)
         self._requests.resume(now)
         self._tokens.resume(now)
         self._crowd.recovered()
 
     def _own_pause_s(self) -> float:
-        rate = self._chosen.rate if self._chosen is not None else math.inf
         most = min(max(_PAUSE_S, 1 / self.requests_per_s) * 2**self._row, _LONGEST_PAUSE_S)
-        del rate
         return self._rng.uniform(0.2, 1) * most
 
     def _with_jitter(self, asked_s: float) -> float:
@@ -286,8 +287,9 @@ class Pace:
         return seen
 
     def _lately(self, sent: Sent) -> float:
-        """Units a second accepted in the last second or two before `sent`."""
+        """Units a second accepted in the last second or two before `sent`; less after a start."""
         seen = 0.0
+        is_first = self._chosen is not None and self._chosen.top is None
         for mark in reversed(self._marks):
             if mark.at < self._ends[-1].at:
                 break
@@ -295,8 +297,9 @@ class Pace:
                 units = sent.tokens_before - self._refused_tokens - mark.tokens
             else:
                 units = sent.nth - 1 - self._refused - mark.requests
-            seen = units / max(sent.at - mark.at, 1e-3)
-            if sent.at - mark.at > _LATELY_S:
+            seconds = sent.at - mark.at
+            seen = units / max(seconds + _BURST_S, 1e-3)
+            if seconds > (_LATELY_S / 4 if is_first else _LATELY_S):
                 return seen
         return 0.0
 
