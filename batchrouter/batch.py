@@ -252,18 +252,19 @@ async def _ask(
         note("start", pending=tally.pending, endpoint=settings.base_url)
         async with asyncio.TaskGroup() as group:
             over = asyncio.Event()
-            group.create_task(_keep_checkpoints(ledger, settings.checkpoint_every, runner, over))
+            keeper = group.create_task(_keep_checkpoints(ledger, settings.checkpoint_every, runner, over))
             shower = group.create_task(_show(observer, tally, throttle))
             halt = await runner.run()
             over.set()
             shower.cancel()
+            halt = halt or await keeper
         observer.tick(tally, throttle)
     return halt
 
 
-async def _keep_checkpoints(ledger: Ledger, every_s: float, runner: Runner, over: asyncio.Event) -> None:
-    """A checkpoint now and then, in another thread, until the run is over. Never cancelled: that would leave the thread
-    at work on files which are about to be closed.
+async def _keep_checkpoints(ledger: Ledger, every_s: float, runner: Runner, over: asyncio.Event) -> Halt | None:
+    """A checkpoint now and then, in another thread, until the run is over; gives the halt where the disk fails. Never
+    cancelled: that would leave the thread at work on files which are about to be closed.
     """
     while not over.is_set():
         with contextlib.suppress(TimeoutError):
@@ -272,9 +273,11 @@ async def _keep_checkpoints(ledger: Ledger, every_s: float, runner: Runner, over
         try:
             await asyncio.to_thread(ledger.checkpoint())
         except DiskError as error:
-            runner.stop(disk_halt(error))
+            halt = disk_halt(error)
+            runner.stop(halt)
             runner.abort()
-            return
+            return halt
+    return None
 
 
 async def _show(observer: Observer, tally: Tally, throttle: Throttle) -> None:

@@ -53,6 +53,7 @@ class Ledger:
         self._redact = redact
         self._now = now
         self._index: Index | None = None
+        self._failure: DiskError | None = None
         self._done: list[tuple[int, int, int]] = []
         self._stamp = (0, "")
         self.notes: list[str] = []
@@ -247,25 +248,34 @@ class Ledger:
     def checkpoint(self) -> Callable[[], None]:
         """Take what was recorded so far; the call returned makes it durable, and may run in another thread.
 
-        That call syncs the logs, then books the rows in the index; it raises DiskError.
+        That call syncs the logs, then books the rows in the index; it raises DiskError. After one that failed no other
+        is made: what fsync could not write is not asked for twice, and the index never skips what it has missed.
         """
         done, self._done = self._done, []
         sizes = (self.results.size, self.errors.size)
         totals = self.totals.dump() if done else {}
 
         def make_durable() -> None:
-            for log in (self.results, self.errors):
-                if not log.is_in_place():
-                    raise DiskError(f"{log.path}: the file is gone from its place; nothing more is sent")
+            if self._failure is not None:
+                raise self._failure
             try:
-                self.results.sync()
-                self.errors.sync()
-            except OSError as error:
-                raise DiskError(f"{self.directory}: syncing to the disk failed: {error.strerror}") from None
-            if done and self._index is not None:
-                self._book(self._index, done, sizes, totals)
+                self._sync()
+                if done and self._index is not None:
+                    self._book(self._index, done, sizes, totals)
+            except DiskError as error:
+                self._failure = error
+                raise
 
         return make_durable
+
+    def _sync(self) -> None:
+        for log in (self.results, self.errors):
+            if not log.is_in_place():
+                raise DiskError(f"{log.path}: the file is gone from its place; nothing more is sent")
+            try:
+                log.sync()
+            except OSError as error:
+                raise DiskError(f"{log.path}: syncing to the disk failed: {error.strerror}") from None
 
     def _book(
         self, index: Index, done: list[tuple[int, int, int]], sizes: tuple[int, int], totals: dict[str, Any]
