@@ -28,12 +28,13 @@ from batchrouter.progress import Observer, Silence
 from batchrouter.records import Halt, Outcome, Request, Summary, Tally, Usage
 from batchrouter.retry import Policy
 from batchrouter.rows import Twins
-from batchrouter.runner import Runner, disk_halt
+from batchrouter.runner import Lane, Runner, disk_halt
 from batchrouter.settings import Secret, Settings
-from batchrouter.throttle import Throttle
+from batchrouter.throttle import Note, Slots, Throttle
 from batchrouter.transport import Redactor, Transport
 
 MOST_CONCURRENT: Final = 512
+_MOST_LANES: Final = 64
 STDIN_COPY: Final = "stdin.jsonl"
 
 
@@ -210,37 +211,13 @@ async def _ask(
         ledger.note(event, **about)
         observer.told(event, about)
 
-    concurrency = settings.concurrency or MOST_CONCURRENT
-    throttle = Throttle(
-        Pace(
-            requests_per_s=settings.rpm and settings.rpm / 60,
-            tokens_per_s=settings.tpm and settings.tpm / 60,
-            concurrency=settings.concurrency,
-            max_concurrency=concurrency,
-            learned=None,
-            now=asyncio.get_running_loop().time(),
-            rng=rng,
-        ),
-        max_wait_s=settings.max_wait,
-        note=note,
-    )
-    async with Transport(
-        settings.base_url,
-        key,
-        concurrency=concurrency,
-        timeout_s=settings.timeout,
-        idle_timeout_s=settings.idle_timeout,
-        max_response_bytes=settings.max_response,
-        proxy=settings.proxy,
-        ca_file=settings.ca_file,
-    ) as transport:
+    async with _transport(settings, key) as transport:
+        lanes = _Lanes(settings, transport, note, rng)
         runner = Runner(
             plan.rows.requests(),
-            send=transport.send,
+            lane_of=lanes.of,
             record=books.record,
-            throttle=throttle,
             policy=Policy(settings.max_attempts, settings.max_wait),
-            endpoint=urlsplit(settings.base_url).netloc,
             tally=tally,
             rng=rng,
             grace_s=settings.grace,
@@ -253,13 +230,70 @@ async def _ask(
         async with asyncio.TaskGroup() as group:
             over = asyncio.Event()
             keeper = group.create_task(_keep_checkpoints(ledger, settings.checkpoint_every, runner, over))
-            shower = group.create_task(_show(observer, tally, throttle))
+            shower = group.create_task(_show(observer, tally, lanes))
             halt = await runner.run()
             over.set()
             shower.cancel()
             halt = halt or await keeper
-        observer.tick(tally, throttle)
+        observer.tick(tally, lanes.all)
     return halt
+
+
+def _transport(settings: Settings, key: Secret) -> Transport:
+    return Transport(
+        settings.base_url,
+        key,
+        concurrency=settings.concurrency or MOST_CONCURRENT,
+        timeout_s=settings.timeout,
+        idle_timeout_s=settings.idle_timeout,
+        max_response_bytes=settings.max_response,
+        proxy=settings.proxy,
+        ca_file=settings.ca_file,
+    )
+
+
+class _Lanes:
+    """A lane a model, as endpoints limit each model by itself; one for all where the limit was told, as it is the
+    account's. All of them together have no more in flight than `--concurrency`.
+    """
+
+    def __init__(self, settings: Settings, transport: Transport, note: Note, rng: random.Random) -> None:
+        self._settings = settings
+        self._transport = transport
+        self._note = note
+        self._rng = rng
+        self._slots = Slots(settings.concurrency or MOST_CONCURRENT)
+        self._endpoint = urlsplit(settings.base_url).netloc
+        self._by_model: dict[str, Lane] = {}
+
+    @property
+    def all(self) -> list[Lane]:
+        """The lanes there are so far."""
+        return list(self._by_model.values())
+
+    def of(self, request: Request) -> Lane:
+        """The lane of a request's model."""
+        lane = self._by_model.get(request.model)
+        return lane if lane is not None else self._new(request.model)
+
+    def _new(self, model: str) -> Lane:
+        settings = self._settings
+        if settings.rpm is not None or settings.tpm is not None or len(self._by_model) >= _MOST_LANES:
+            model = ""
+            if model in self._by_model:
+                return self._by_model[model]
+        pace = Pace(
+            requests_per_s=settings.rpm and settings.rpm / 60,
+            tokens_per_s=settings.tpm and settings.tpm / 60,
+            concurrency=settings.concurrency,
+            max_concurrency=settings.concurrency or MOST_CONCURRENT,
+            learned=None,
+            now=asyncio.get_running_loop().time(),
+            rng=self._rng,
+        )
+        throttle = Throttle(pace, max_wait_s=settings.max_wait, note=self._note, slots=self._slots)
+        lane = self._by_model[model] = Lane(model, self._endpoint, self._transport.send, throttle)
+        return lane
 
 
 async def _keep_checkpoints(ledger: Ledger, every_s: float, runner: Runner, over: asyncio.Event) -> Halt | None:
@@ -280,9 +314,9 @@ async def _keep_checkpoints(ledger: Ledger, every_s: float, runner: Runner, over
     return None
 
 
-async def _show(observer: Observer, tally: Tally, throttle: Throttle) -> None:
+async def _show(observer: Observer, tally: Tally, lanes: _Lanes) -> None:
     while True:
-        observer.tick(tally, throttle)
+        observer.tick(tally, lanes.all)
         await asyncio.sleep(_TICK_S)
 
 

@@ -113,6 +113,7 @@ class Ceiling:
         if self._is_told:
             hold_s = _HOLDS_S[1]
         self._hold_s = min(max(_HOLDS_S[0], hold_s), _HOLDS_S[1])
+        refusals_s = min(refusals_s, 2 * _CLIMBS_S[0] / 35) if self._is_rough else refusals_s
         self._climb_s = min(max(_CLIMBS_S[0], 35 * refusals_s, min(pause_s / 2, _CLIMBS_S[1])), _HOLDS_S[1])
 
     def resume(self, now: float) -> None:

@@ -1,7 +1,8 @@
-"""What is asked next: retries that are due first, then fresh rows in input order.
+"""What is asked next on each lane: retries that are due first, then fresh rows in input order.
 
 Rules of this file: a row that waits for its retry holds no worker; a row that is out with a worker may still come back,
-so the end is known only when none is out; what waits is bounded by its bytes, and beyond that no fresh row is drawn.
+so the end is known only when none is out; a row drawn on the way to another lane's is parked there; what waits is
+bounded by its bytes, and beyond that no fresh row is drawn. A lane is known here by any value that can be a key.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
 from typing import Final
 
 from batchrouter.records import Request, Usage
 
 MOST_WAITING_BYTES: Final = 32 * 2**20
+_RETRIES_A_ROW: Final = 0.1  # of what is asked while fresh rows are left, retries are at most a tenth …
+_RETRIES_AT_ONCE: Final = 10.0  # … and this many more at once, so that a few rows in trouble need not wait
 
 
 @dataclass(slots=True, eq=False)
@@ -29,103 +32,166 @@ class Job:
     usage: Usage | None = None
 
 
-class Frontier:
-    """The rows of a run still to be asked. `next` hands one out; `done` or `put_back` takes it off the books."""
+@dataclass(slots=True, eq=False)
+class _Queue:
+    """One lane's waiting rows, by when they are due, and the workers that have nothing to do."""
 
-    def __init__(self, fresh: Iterator[Request]) -> None:
+    waiting: list[tuple[float, int, Job]] = field(default_factory=list)
+    idle: deque[asyncio.Future[None]] = field(default_factory=deque)
+    timer: asyncio.TimerHandle | None = None
+
+    def wake_one(self) -> None:
+        while self.idle:
+            idle = self.idle.popleft()
+            if not idle.done():
+                idle.set_result(None)
+                return
+
+    def arm(self) -> None:
+        """Wake an idle worker when the first waiting row is due."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self.idle and self.waiting:
+            self.timer = asyncio.get_running_loop().call_at(self.waiting[0][0], self._ring)
+
+    def _ring(self) -> None:
+        self.timer = None
+        self.wake_one()
+
+
+def _one_lane(_: Request) -> Hashable:
+    return None
+
+
+class Frontier:
+    """The rows of a run still to be asked. `next` hands one out; `done` or `put_back` takes it off the books.
+
+    `lane_of` says on which lane a fresh row is asked.
+    """
+
+    def __init__(self, fresh: Iterator[Request], lane_of: Callable[[Request], Hashable] = _one_lane) -> None:
         self._fresh: Iterator[Request] | None = fresh
-        self._waiting: list[tuple[float, int, Job]] = []
+        self._lane_of = lane_of
+        self._queues: dict[Hashable, _Queue] = {}
         self._waiting_bytes = 0
         self._sequence = 0
         self._out = 0
-        self._idle: deque[asyncio.Future[None]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+        self._retries_left = _RETRIES_AT_ONCE
         self._closed = False
 
     @property
     def waiting(self) -> int:
-        """Rows that wait for their retry."""
-        return len(self._waiting)
+        """Rows that wait for their retry, or for a worker of their lane."""
+        return sum(len(queue.waiting) for queue in self._queues.values())
 
-    def jobs_waiting(self) -> Iterator[Job]:
-        """The rows that wait for their retry, in no order."""
-        return (job for _, _, job in self._waiting)
+    def jobs_waiting(self, lane: Hashable = None) -> Iterator[Job]:
+        """The rows that wait on a lane, in no order."""
+        return (job for _, _, job in self._queue(lane).waiting)
 
-    async def next(self) -> Job | None:
-        """The next row to ask; None when no row is left, or none is to be asked any more."""
+    def _queue(self, lane: Hashable) -> _Queue:
+        queue = self._queues.get(lane)
+        if queue is None:
+            queue = self._queues[lane] = _Queue()
+        return queue
+
+    def start(self) -> None:
+        """Look at the first row, so that its lane is known; with none there is nothing to do."""
+        request = None if self._fresh is None else next(self._fresh, None)
+        if request is None:
+            self._fresh = None
+        else:
+            self.add(Job(request), 0.0, self._lane_of(request))
+
+    async def next(self, lane: Hashable = None) -> Job | None:
+        """The next row to ask on a lane; None when no row is left, or none is to be asked any more."""
+        queue = self._queue(lane)
         while not self._closed:
-            if self._waiting and self._waiting[0][0] <= asyncio.get_running_loop().time():
-                _, _, job = heapq.heappop(self._waiting)
-                self._waiting_bytes -= len(job.request.body)
+            job = self._due(queue) or self._draw(lane)
+            if job is not None:
                 self._out += 1
-                if self._idle:
-                    self._arm()  # the next one may be due as well
                 return job
-            if self._fresh is not None and self._waiting_bytes <= MOST_WAITING_BYTES:
-                request = next(self._fresh, None)
-                if request is not None:
-                    self._out += 1
-                    return Job(request)
-                self._fresh = None
-            if self._fresh is None and not self._waiting and not self._out:
+            if self._fresh is None and not self._out and not self.waiting:
                 self.close()
                 break
-            await self._something_due()
+            await self._something_due(queue)
         return None
 
-    async def _something_due(self) -> None:
+    def _due(self, queue: _Queue) -> Job | None:
+        """A waiting row that is due, if one is; one that failed before only within the budget for retries."""
+        if not queue.waiting or queue.waiting[0][0] > asyncio.get_running_loop().time():
+            return None
+        if queue.waiting[0][2].counted and self._fresh is not None and self._has_room():
+            if self._retries_left < 1:
+                return None
+            self._retries_left -= 1
+        _, _, job = heapq.heappop(queue.waiting)
+        had_room = self._has_room()
+        self._waiting_bytes -= len(job.request.body)
+        if not had_room and self._has_room():
+            for other in self._queues.values():
+                other.wake_one()
+        if queue.idle:
+            queue.arm()  # the next one may be due as well
+        return job
+
+    def _has_room(self) -> bool:
+        return self._waiting_bytes <= MOST_WAITING_BYTES
+
+    def _draw(self, lane: Hashable) -> Job | None:
+        """A fresh row of this lane, if there is one; those of other lanes that come before it are parked there."""
+        while self._fresh is not None and self._has_room():
+            request = next(self._fresh, None)
+            if request is None:
+                self._fresh = None
+                self._wake_all()  # what the budget held back may go now, and who waits in vain may leave
+                return None
+            self._retries_left = min(_RETRIES_AT_ONCE, self._retries_left + _RETRIES_A_ROW)
+            its_lane = self._lane_of(request)
+            if its_lane == lane:
+                return Job(request)
+            self.add(Job(request), 0.0, its_lane)
+        return None
+
+    async def _something_due(self, queue: _Queue) -> None:
         idle = asyncio.get_running_loop().create_future()
-        self._idle.append(idle)
-        self._arm()
+        queue.idle.append(idle)
+        queue.arm()
         try:
             await idle
         except asyncio.CancelledError:
             if idle.done() and not idle.cancelled():
-                self._wake_one()  # its turn goes to another
+                queue.wake_one()  # its turn goes to another
             raise
 
     def done(self) -> None:
         """A row that was out has come to its end."""
         self._out -= 1
-        if not self._out and self._fresh is None and not self._waiting:
-            self._wake_one()
+        if not self._out and self._fresh is None and not self.waiting:
+            self._wake_all()
 
-    def put_back(self, job: Job, due_s: float) -> None:
+    def put_back(self, job: Job, due_s: float, lane: Hashable = None) -> None:
         """A row that was out is to be asked again, not before `due_s` on the loop's clock."""
         self._out -= 1
-        self.add(job, due_s)
+        self.add(job, due_s, lane)
 
-    def add(self, job: Job, due_s: float) -> None:
-        """A row that was done is to be asked again after all."""
+    def add(self, job: Job, due_s: float, lane: Hashable = None) -> None:
+        """A row that is not out is to be asked after all."""
         self._sequence += 1
-        heapq.heappush(self._waiting, (due_s, self._sequence, job))
+        queue = self._queue(lane)
+        heapq.heappush(queue.waiting, (due_s, self._sequence, job))
         self._waiting_bytes += len(job.request.body)
-        self._arm()
+        if not self._closed:
+            queue.arm()
 
     def close(self) -> None:
         """Hand out nothing more: whoever waits in `next` gets None."""
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-        while self._idle:
-            self._wake_one()
+        self._wake_all()
 
-    def _arm(self) -> None:
-        """Wake an idle worker when the first waiting row is due."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._idle and self._waiting and not self._closed:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(self._waiting[0][0], self._ring)
-
-    def _ring(self) -> None:
-        self._timer = None
-        self._wake_one()
-
-    def _wake_one(self) -> None:
-        while self._idle:
-            idle = self._idle.popleft()
-            if not idle.done():
-                idle.set_result(None)
-                return
+    def _wake_all(self) -> None:
+        for queue in self._queues.values():
+            if self._closed and queue.timer is not None:
+                queue.timer.cancel()
+            while queue.idle:
+                queue.wake_one()

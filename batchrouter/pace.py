@@ -92,6 +92,7 @@ class Pace:
         self._size_score = 0.0
         self._refused = 0
         self._refused_tokens = 0.0
+        self._refused_before = (0, 0.0)
         self._refusal_s = 0.0
         self._cut_at = -math.inf
         self._cut_nth = 0
@@ -244,6 +245,7 @@ class Pace:
         """A new episode."""
         self._ends.append(self._end)
         self._first = sent
+        self._refused_before = (self._refused, self._refused_tokens)
         self._row = 0
         self._rejects = 0
         self._began_at = now
@@ -273,12 +275,13 @@ class Pace:
     def _seen(self, sent: Sent, until: float) -> float:
         """Units a second accepted from the latest end that is far enough back to count from, to before `sent`."""
         seen = 0.0
+        refused, refused_tokens = self._refused_before
         for end in reversed(self._ends):
             if self._chosen is self._tokens:
-                units = sent.tokens_before - self._refused_tokens - end.tokens
+                units = sent.tokens_before - refused_tokens - end.tokens
                 enough = units >= _ENOUGH * self._tokens_sent / self._nth
             else:
-                units = sent.nth - 1 - self._refused - end.requests
+                units = sent.nth - 1 - refused - end.requests
                 enough = units >= _ENOUGH
             slack_s = 0.0 if until > sent.at + 0.1 else end.slack_s  # refused for so long: no bucket
             seen = max(units, 1.0) / max(until - end.at + slack_s, 1e-3)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 import orjson
 
 from batchrouter.records import Tally
-from batchrouter.throttle import Throttle
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -25,13 +24,35 @@ _JSON_EVERY_S: Final = 1.0
 _ORDINARY: Final = {"start", "stop"}  # what people need not be told
 
 
+class Door(Protocol):
+    """What is shown of a lane's throttle."""
+
+    def state(self) -> str:
+        """What holds it up, in a few words."""
+        ...
+
+
+class Shown(Protocol):
+    """What is shown of a lane."""
+
+    @property
+    def name(self) -> str:
+        """The model that is asked there."""
+        ...
+
+    @property
+    def throttle(self) -> Door:
+        """Its door."""
+        ...
+
+
 class Observer(Protocol):
     """Who shows a run."""
 
     def planned(self, rows: int, pending: int) -> None:
         """The plan stands; nothing has been sent."""
 
-    def tick(self, tally: Tally, throttle: Throttle) -> None:
+    def tick(self, tally: Tally, lanes: Sequence[Shown]) -> None:
         """How it stands now: called a few times a second."""
 
     def told(self, event: str, about: Mapping[str, Any]) -> None:
@@ -47,7 +68,7 @@ class Silence:
     def planned(self, rows: int, pending: int) -> None:
         """See Observer."""
 
-    def tick(self, tally: Tally, throttle: Throttle) -> None:
+    def tick(self, tally: Tally, lanes: Sequence[Shown]) -> None:
         """See Observer."""
 
     def told(self, event: str, about: Mapping[str, Any]) -> None:
@@ -91,10 +112,10 @@ class _Showing(Silence):
 class LogLines(_Showing):
     """One plain line every 30 s, and one for what happens."""
 
-    def tick(self, tally: Tally, throttle: Throttle) -> None:
+    def tick(self, tally: Tally, lanes: Sequence[Shown]) -> None:
         """See Observer."""
         if self._is_time(_LOG_EVERY_S):
-            self._line(describe(tally, throttle, self._clock() - self._began_s))
+            self._line(describe(tally, lanes, self._clock() - self._began_s))
 
     def told(self, event: str, about: Mapping[str, Any]) -> None:
         """See Observer."""
@@ -105,10 +126,10 @@ class LogLines(_Showing):
 class JsonLines(_Showing):
     """One JSON object a second, and one for what happens."""
 
-    def tick(self, tally: Tally, throttle: Throttle) -> None:
+    def tick(self, tally: Tally, lanes: Sequence[Shown]) -> None:
         """See Observer."""
         if self._is_time(_JSON_EVERY_S):
-            self._line(orjson.dumps({"event": "progress", **figures(tally, throttle)}).decode())
+            self._line(orjson.dumps({"event": "progress", **figures(tally, lanes)}).decode())
 
     def told(self, event: str, about: Mapping[str, Any]) -> None:
         """See Observer."""
@@ -128,11 +149,11 @@ class Bar(_Showing):
             total=rows, initial=rows - pending, unit=" rows", file=self._stream, dynamic_ncols=True, smoothing=0.1
         )
 
-    def tick(self, tally: Tally, throttle: Throttle) -> None:
+    def tick(self, tally: Tally, lanes: Sequence[Shown]) -> None:
         """See Observer."""
         if self._bar is not None and not self._gone:
             with self._while_there():
-                self._bar.set_postfix_str(_postfix(tally, throttle), refresh=False)
+                self._bar.set_postfix_str(_postfix(tally, lanes), refresh=False)
                 self._bar.update(tally.rows - tally.pending - self._bar.n)
                 self._bar.refresh()
 
@@ -163,7 +184,7 @@ def choose(name: str, stream: TextIO | None = None) -> Observer:
     return table[name]()
 
 
-def figures(tally: Tally, throttle: Throttle) -> dict[str, Any]:
+def figures(tally: Tally, lanes: Sequence[Shown]) -> dict[str, Any]:
     """A run's figures, by the names that `--progress json` and `status` use."""
     return {
         "rows": tally.rows,
@@ -175,25 +196,33 @@ def figures(tally: Tally, throttle: Throttle) -> dict[str, Any]:
         "retries": tally.retries,
         "limited": tally.limited,
         "tokens": tally.usage.total_tokens,
-        "state": throttle.state(),
+        "state": state_of(lanes),
     }
 
 
-def describe(tally: Tally, throttle: Throttle, elapsed_s: float) -> str:
+def state_of(lanes: Sequence[Shown]) -> str:
+    """What holds each lane up, in a few words; empty when nothing does."""
+    states = [(lane.name, lane.throttle.state()) for lane in lanes]
+    if len(states) == 1:
+        return states[0][1]
+    return "; ".join(f"{name}: {state}" for name, state in states if state)
+
+
+def describe(tally: Tally, lanes: Sequence[Shown], elapsed_s: float) -> str:
     """One line that tells how a run stands."""
     done = tally.rows - tally.pending
     now_done = tally.answered + tally.failed
     speed = now_done / elapsed_s if elapsed_s > 0 else 0.0
     left = f", about {short_time(tally.pending / speed)} left" if speed > 0 and tally.pending else ""
-    return f"{done:,} of {tally.rows:,} rows, {speed:,.1f} rows/s{left}; {_postfix(tally, throttle)}"
+    return f"{done:,} of {tally.rows:,} rows, {speed:,.1f} rows/s{left}; {_postfix(tally, lanes)}"
 
 
-def _postfix(tally: Tally, throttle: Throttle) -> str:
+def _postfix(tally: Tally, lanes: Sequence[Shown]) -> str:
     parts = [f"{tally.in_flight} in flight", f"{tally.usage.total_tokens:,} tokens"]
     failed = tally.failed + tally.failed_before
     parts += [f"{failed:,} failed"] if failed else []
     parts += [f"{tally.retries:,} retries"] if tally.retries else []
-    state = throttle.state()
+    state = state_of(lanes)
     parts += [state] if state else []
     return ", ".join(parts)
 

@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal, Protocol, assert_never
 
 from batchrouter.errors import BatchrouterError, DiskError
@@ -53,30 +54,40 @@ class Send(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One way to the answers, with its own limit and health: an endpoint, and what it is asked for there."""
+
+    name: str
+    endpoint: str
+    send: Send
+    throttle: Throttle
+    workers: int = 0
+
+
 class Runner:
-    """One run over one iterator of requests. `run` it once; `stop` and `abort` end it early."""
+    """One run over one iterator of requests. `run` it once; `stop` and `abort` end it early.
+
+    `lane_of` says on which lane a row is asked; a lane has as many workers as its pace allows.
+    """
 
     def __init__(
         self,
         requests: Iterator[Request],
         *,
-        send: Send,
+        lane_of: Callable[[Request], Lane],
         record: Record,
-        throttle: Throttle,
         policy: Policy,
-        endpoint: str,
         tally: Tally,
         rng: random.Random,
         grace_s: float,
         max_outage_s: float,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._frontier = Frontier(requests)
-        self._send = send
+        self._frontier = Frontier(requests, self._lane_for)
+        self._lane_of = lane_of
         self._record = record
-        self._throttle = throttle
         self._policy = policy
-        self._endpoint = endpoint
         self._tally = tally
         self._rng = rng
         self._grace_s = grace_s
@@ -90,14 +101,21 @@ class Runner:
 
     async def run(self) -> Halt | None:
         """Ask every row; None when all have come to their end, else why not. Raises nothing that a peer can cause."""
-        async with asyncio.TaskGroup() as self._group:
-            self._hire()
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                self._start()
+            if self._halt is None:
+                self._book(self._jury.closing())
+        except DiskError as error:
+            self._halt = disk_halt(error)
+        return self._halt
+
+    def _start(self) -> None:
         if self._halt is None:
             try:
-                self._book(self._jury.closing())
-            except DiskError as error:
+                self._frontier.start()
+            except BatchrouterError as error:
                 self._halt = disk_halt(error)
-        return self._halt
 
     def stop(self, halt: Halt) -> None:
         """Admit nothing more; what is in flight may finish within the grace. The first reason stands."""
@@ -118,21 +136,29 @@ class Runner:
 
     # --- the pool --------------------------------------------------------------------------------------------------
 
-    def _hire(self) -> None:
+    def _lane_for(self, request: Request) -> Lane:
+        """The lane of a fresh row; a lane that had none so far gets its workers."""
+        lane = self._lane_of(request)
+        if not lane.workers:
+            self._hire(lane)
+        return lane
+
+    def _hire(self, lane: Lane) -> None:
         """Have as many workers as may be in flight."""
         assert self._group is not None  # noqa: S101  (`run` is under way)
-        while len(self._workers) < self._throttle.pace.concurrency and self._halt is None:
-            worker = self._group.create_task(self._work())
+        while lane.workers < lane.throttle.pace.concurrency and self._halt is None:
+            lane.workers += 1
+            worker = self._group.create_task(self._work(lane))
             self._workers[worker] = False
             worker.add_done_callback(self._workers.pop)
 
-    async def _work(self) -> None:
+    async def _work(self, lane: Lane) -> None:
         worker = asyncio.current_task()
         assert worker is not None  # noqa: S101  (a coroutine runs in a task)
-        throttle, tally = self._throttle, self._tally
+        throttle, tally = lane.throttle, self._tally
         try:
-            while len(self._workers) <= throttle.pace.concurrency:
-                job = await self._frontier.next()
+            while lane.workers <= throttle.pace.concurrency:
+                job = await self._frontier.next(lane)
                 if job is None:
                     return
                 sent = await throttle.admit(job.request.tokens)
@@ -141,20 +167,23 @@ class Runner:
                 tally.attempts += 1
                 job.attempts += 1
                 try:
-                    answer = await self._send(job.request)
+                    answer = await lane.send(job.request)
                 finally:
                     tally.in_flight -= 1
                     throttle.left()
                     self._workers[worker] = False
-                self._conclude(job, answer, sent)
+                self._conclude(lane, job, answer, sent)
         except BatchrouterError as error:  # the disk, or an input that changed under way
             self.stop(disk_halt(error))
             self.abort()
+        finally:
+            lane.workers -= 1
 
     # --- one answer ------------------------------------------------------------------------------------------------
 
-    def _conclude(self, job: Job, answer: Reply | Fault, sent: Sent) -> None:
+    def _conclude(self, lane: Lane, job: Job, answer: Reply | Fault, sent: Sent) -> None:
         """Act on what came back: learn from it, then book the row, put it back, or stop."""
+        throttle = lane.throttle
         retry_after_s = None
         if isinstance(answer, Reply):
             answer = unwrapped(answer)
@@ -178,80 +207,82 @@ class Runner:
             case Accept(truncated):
                 assert isinstance(answer, Reply)  # noqa: S101  (a fault is never accepted)
                 used = job.usage.total_tokens if job.usage is not None else job.request.tokens
-                self._throttle.answered(now, sent, used, hints)
-                self._take_evidence(job, now, failed=False, reached=True)
+                throttle.answered(now, sent, used, hints)
+                self._take_evidence(lane, job, now, failed=False, reached=True)
                 if self._jury.is_watching:
                     self._book(self._jury.answered())
-                self._finish(job, answer, None, truncated=truncated)
-                self._hire()
+                self._finish(lane, job, answer, None, truncated=truncated)
+                self._hire(lane)
             case Again(wait_s, "limit"):
                 self._tally.limited += 1
-                halt = self._throttle.limited(now, sent, hints)
-                self._frontier.put_back(job, now)
+                halt = throttle.limited(now, sent, hints)
+                self._frontier.put_back(job, now, lane)
                 if halt is not None:
                     self.stop(halt)
             case Again(wait_s, "credits"):
                 job.credit_waits += 1
-                self._throttle.failed(now, sent)
-                self._throttle.pause(now + wait_s, "credits")
-                self._frontier.put_back(job, now)
+                throttle.failed(now, sent)
+                throttle.pause(now + wait_s, "credits")
+                self._frontier.put_back(job, now, lane)
             case Again(wait_s, blame):
-                self._throttle.failed(now, sent)
-                self._take_failure(job, answer, now, counted, blame)
+                throttle.failed(now, sent)
+                self._take_failure(lane, job, answer, now, counted, blame)
                 self._tally.retries += 1
-                self._frontier.put_back(job, now + wait_s)
+                self._frontier.put_back(job, now + wait_s, lane)
             case GiveUp(error, blame):
-                self._throttle.failed(now, sent)
-                self._take_failure(job, answer, now, counted, blame)
-                self._give_up(job, answer, error, blame, now)
+                throttle.failed(now, sent)
+                self._take_failure(lane, job, answer, now, counted, blame)
+                self._give_up(lane, job, answer, error, blame, now)
             case Stop(halt):
-                self._throttle.failed(now, sent)
+                throttle.failed(now, sent)
                 self._frontier.done()
                 self.stop(halt)
             case _:
                 assert_never(verdict)
 
-    def _take_failure(self, job: Job, answer: Reply | Fault, now: float, counted: int, blame: str) -> None:
+    def _take_failure(self, lane: Lane, job: Job, answer: Reply | Fault, now: float, counted: int, blame: str) -> None:
         self._last_trouble = (
             answer.message if isinstance(answer, Fault) else f"{answer.status}: {message_of(answer.body)}"
         )
         reached = not isinstance(answer, Fault) or answer.reached
-        self._take_evidence(job, now, failed=blame == "endpoint", reached=reached)
-        if reached and not self._throttle.circuit.is_open:
+        self._take_evidence(lane, job, now, failed=blame == "endpoint", reached=reached)
+        if reached and not lane.throttle.circuit.is_open:
             job.counted = counted
 
-    def _take_evidence(self, job: Job, now: float, *, failed: bool, reached: bool) -> None:
+    def _take_evidence(self, lane: Lane, job: Job, now: float, *, failed: bool, reached: bool) -> None:
         """Tell the circuit; when it opens, what failed by the endpoint is no longer held against the rows."""
-        circuit = self._throttle.circuit
+        circuit = lane.throttle.circuit
         if not circuit.ended(job.request.n if reached else None, now, failed=failed):
             return
-        self._throttle.circuit_changed()
+        lane.throttle.circuit_changed()
         if circuit.is_open:
-            asyncio.get_running_loop().call_later(self._max_outage_s, self._end_outage, circuit.open_since)
+            asyncio.get_running_loop().call_later(self._max_outage_s, self._end_outage, lane, circuit.open_since)
             job.counted = 0
-            for waiting in self._frontier.jobs_waiting():
+            for waiting in self._frontier.jobs_waiting(lane):
                 waiting.counted = 0
             for failure in self._jury.excused():
                 failure.job.counted = 0
-                self._frontier.add(failure.job, now)
+                self._frontier.add(failure.job, now, self._lane_of(failure.job.request))
 
-    def _end_outage(self, since_s: float | None) -> None:
+    def _end_outage(self, lane: Lane, since_s: float | None) -> None:
         """Stop when the outage that began then still lasts."""
-        if self._throttle.circuit.open_since == since_s:
+        if lane.throttle.circuit.open_since == since_s:
             reason = f"the endpoint has been down for {self._max_outage_s:g} s: {self._last_trouble}"
             self.stop(Halt(ENDPOINT_DOWN, reason, "when it is back"))
 
     def _give_up(
-        self, job: Job, answer: Reply | Fault, error: tuple[ErrorCode, str] | None, blame: Blame, now: float
+        self, lane: Lane, job: Job, answer: Reply | Fault, error: tuple[ErrorCode, str] | None, blame: Blame, now: float
     ) -> None:
         """Book a row as failed, or hold it back while it may be everybody's failure."""
-        circuit = self._throttle.circuit
+        circuit = lane.throttle.circuit
         if blame == "endpoint" and circuit.is_open:
-            self._frontier.put_back(job, now)
+            self._frontier.put_back(job, now, lane)
             return
         reply = answer if isinstance(answer, Reply) and (error is None or error[0] == "attempts_exhausted") else None
         text = error[1] if error is not None else message_of(reply.body if reply is not None else {})
-        failure = Failure(job, self._outcome(job, reply, error, truncated=False), error_code_of(answer), text, blame)
+        failure = Failure(
+            job, self._outcome(lane, job, reply, error, truncated=False), error_code_of(answer), text, blame
+        )
         self._frontier.done()
         self._book(self._jury.failed(failure, endpoint_answers=circuit.is_healthy))
         if self._jury.halt is not None:
@@ -263,17 +294,19 @@ class Runner:
             for _ in range(self._record(failure.outcome)):
                 self._tally.add_failure(failure.kind, f"{request.file}:{request.line}: {failure.text}")
 
-    def _finish(self, job: Job, reply: Reply, error: tuple[ErrorCode, str] | None, *, truncated: bool) -> None:
-        self._tally.answered += self._record(self._outcome(job, reply, error, truncated=truncated))
+    def _finish(
+        self, lane: Lane, job: Job, reply: Reply, error: tuple[ErrorCode, str] | None, *, truncated: bool
+    ) -> None:
+        self._tally.answered += self._record(self._outcome(lane, job, reply, error, truncated=truncated))
         self._frontier.done()
         self._tally.truncated += truncated
         self._tally.unknown_usage += job.usage is None
 
     def _outcome(
-        self, job: Job, reply: Reply | None, error: tuple[ErrorCode, str] | None, *, truncated: bool
+        self, lane: Lane, job: Job, reply: Reply | None, error: tuple[ErrorCode, str] | None, *, truncated: bool
     ) -> Outcome:
         request = job.request
-        return Outcome(request, reply, error, job.attempts, job.usage, truncated, request.model, self._endpoint)
+        return Outcome(request, reply, error, job.attempts, job.usage, truncated, request.model, lane.endpoint)
 
     def _add_usage(self, job: Job, usage: Usage | None) -> None:
         if usage is not None:

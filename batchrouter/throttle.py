@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -21,14 +22,46 @@ from batchrouter.records import ENDPOINT_DOWN, Halt
 
 _BUCKET_S: Final = 0.01  # the request bucket's depth, in seconds of its rate: a few grains of the loop's timer
 
+_LOOK_S: Final = 0.1  # how soon it is noticed that an outage has ended
+
 Note = Callable[..., None]
+
+
+class Slots:
+    """Places for requests in flight that several throttles share: at most `most` at once."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def wait(self) -> None:
+        """Until there is a free place; it is the caller's as soon as it adds to `taken`, without awaiting between."""
+        while self.taken >= self.most:
+            free = asyncio.get_running_loop().create_future()
+            self._waiting.append(free)
+            try:
+                await free
+            except asyncio.CancelledError:
+                if free.done() and not free.cancelled():
+                    self.wake_one()
+                raise
+
+    def wake_one(self) -> None:
+        """Let the longest waiting have a look."""
+        while self._waiting:
+            free = self._waiting.popleft()
+            if not free.done():
+                free.set_result(None)
+                return
 
 
 class Throttle:
     """One limit's door: `admit` before each attempt, `left` after it, and one of `answered`, `limited`, `failed`."""
 
-    def __init__(self, pace: Pace, *, max_wait_s: float, note: Note) -> None:
+    def __init__(self, pace: Pace, *, max_wait_s: float, note: Note, slots: Slots | None = None) -> None:
         self.pace = pace
+        self._slots = slots
         self.circuit = Circuit()
         self.in_flight = 0
         self.lost_s: dict[str, float] = {}
@@ -53,12 +86,17 @@ class Throttle:
             async with self._turn:
                 await self._wait_for_turn(tokens)
         self.in_flight += 1
+        if self._slots is not None:
+            self._slots.taken += 1
         return self.pace.sent(self._loop.time(), tokens)
 
     def left(self) -> None:
         """A request that was in flight is so no more."""
         self.in_flight -= 1
         self._slot_free.set()
+        if self._slots is not None:
+            self._slots.taken -= 1
+            self._slots.wake_one()
 
     def _is_open(self) -> bool:
         """Whether nothing at all holds the next request up: the common case, decided without waiting."""
@@ -70,17 +108,27 @@ class Throttle:
             and not self._paused_until_s
             and not self._probe_only
             and not self.circuit.is_open
+            and (self._slots is None or self._slots.taken < self._slots.most)
         )
 
     async def _wait_for_turn(self, tokens: int) -> None:
         await self._tokens_ready(tokens)
         await self._request_ready()
-        await self._slot_ready()
-        if self.circuit.is_open:
-            await self._probe_ready()
-        while (pause := self._paused_until_s - self._loop.time()) > 0:
-            await self._lose(self._pause_reason, pause)
+        while True:  # whatever was waited for, the rest may have changed meanwhile
+            now = self._loop.time()
+            if self.in_flight >= (1 if self._probe_only else self.pace.concurrency):
+                await self._slot_ready()
+            elif self._slots is not None and self._slots.taken >= self._slots.most:
+                await self._slots.wait()
+            elif self.circuit.is_open and self.circuit.probe_in_s(now) > 0:
+                await self._lose("outage", min(self.circuit.probe_in_s(now), _LOOK_S))
+            elif self._paused_until_s > now:
+                await self._lose(self._pause_reason, self._paused_until_s - now)
+            else:
+                break
         self._paused_until_s = 0.0
+        if self.circuit.is_open:
+            self.circuit.probed(now)
 
     async def _tokens_ready(self, tokens: int) -> None:
         """A clock of debt: a request may leave when those before it are paid for, however large it is itself."""
@@ -104,18 +152,10 @@ class Throttle:
         self._count_lost("requests", self._loop.time() - began)
 
     async def _slot_ready(self) -> None:
-        """Fewer in flight than the pace allows (after a pause longer than could be waited out: none at all)."""
         began = self._loop.time()
-        while self.in_flight >= (1 if self._probe_only else self.pace.concurrency):
-            self._slot_free.clear()
-            await self._slot_free.wait()
+        self._slot_free.clear()
+        await self._slot_free.wait()
         self._count_lost("concurrency", self._loop.time() - began)
-
-    async def _probe_ready(self) -> None:
-        while self.circuit.is_open and (wait := self.circuit.probe_in_s(self._loop.time())) > 0:
-            await self._lose("outage", min(wait, 0.1))
-        if self.circuit.is_open:
-            self.circuit.probed(self._loop.time())
 
     async def _lose(self, reason: str, seconds: float) -> None:
         await asyncio.sleep(seconds)
