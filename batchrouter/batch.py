@@ -12,12 +12,14 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from batchrouter import __version__
 from batchrouter import plan as planning
+from batchrouter.bounds import Budget, Deadline
 from batchrouter.errors import DiskError, UsageError
 from batchrouter.index import disk_faults
 from batchrouter.intake import Shaping, Source, find_sources, keep_stdin
@@ -173,6 +175,12 @@ def _plan(sources: Sequence[Source], settings: Settings, ledger: Ledger, check: 
             dedupe=settings.dedupe,
             check=check,
         )
+    unpriced = [model for model in plan.index.models(plan.rows.below) if model not in settings.models]
+    if settings.max_cost is not None and unpriced:
+        raise UsageError(
+            f'--max-cost needs the price of {unpriced[0]}: [model."{unpriced[0]}"] prompt = …, completion = … (USD per'
+            " million tokens) in batchrouter.toml; nothing was sent"
+        )
     if settings.strict and (plan.invalid or plan.duplicates):
         shown = [refusal.message for refusal, _ in zip(plan.rows.refusals(), range(20), strict=False)]
         raise UsageError("--strict, and there are invalid rows; nothing was sent\n" + "\n".join(shown))
@@ -222,6 +230,9 @@ async def _ask(
             rng=rng,
             grace_s=settings.grace,
             max_outage_s=settings.max_outage,
+            budget=Budget(settings.max_tokens, settings.max_cost, settings.models),
+            deadline=_deadline(settings),
+            credit_patience_s=settings.wait_for_credits or 0.0,
         )
         control.attach(runner)
         for text in ledger.notes:
@@ -250,6 +261,21 @@ def _transport(settings: Settings, key: Secret) -> Transport:
         proxy=settings.proxy,
         ca_file=settings.ca_file,
     )
+
+
+def _deadline(settings: Settings) -> Deadline | None:
+    """The nearer of `--max-time` and `--until`, on the running loop's clock."""
+    now = asyncio.get_running_loop().time()
+    bounds = []
+    if settings.max_time is not None:
+        bounds.append((now + settings.max_time, f"--max-time {settings.max_time:g} s reached"))
+    if settings.until is not None:
+        hour, minute = map(int, settings.until.split(":"))
+        wall = datetime.now().astimezone()
+        end = wall.replace(hour=hour, minute=minute, second=0, microsecond=0)
+        end += timedelta(days=end <= wall)
+        bounds.append((now + (end - wall).total_seconds(), f"--until {settings.until} reached"))
+    return Deadline(*min(bounds)) if bounds else None
 
 
 class _Lanes:

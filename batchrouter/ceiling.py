@@ -35,6 +35,7 @@ class Ceiling:
         "_cap",
         "_checked_at",
         "_climb_s",
+        "_dear",
         "_doubts",
         "_drop",
         "_hold_s",
@@ -57,6 +58,7 @@ class Ceiling:
         self.is_bound = False
         self.told: tuple[float, ...] = ()
         self._is_told = self._is_rough = False
+        self._dear = False
         self._doubts = 0
         self._drop = _DROPS[0]
         self._margin = _MARGIN
@@ -91,7 +93,7 @@ class Ceiling:
             self._is_rough = False
             self._doubts = max(0, self._doubts - 1)
             self._drop = max(0.7 * self._drop, _DROPS[0])
-            self._lean = min(1.3 * self._lean, 0.6)
+            self._lean = 0.3 if self._dear else min(self._lean + 0.2, 0.9)
             seen = max(seen, lately)
             top = seen + self._lean * (before - seen)
         self._remember(now)
@@ -102,19 +104,23 @@ class Ceiling:
         if self._is_rough and self.top is not None and seen < 0.9 * self.top:
             self._place(seen, now)
 
-    def cost(self, refusals_s: float, asked_s: float) -> None:
-        """What the episode has cost so far, in seconds of the limit: the dearer, the longer until the next."""
+    def cost(self, refusals: int, unit_s: float, asked_s: float) -> None:
+        """What the episode has cost so far: refusals, at `unit_s` each, and the pause asked for. The dearer, the
+        longer until the next.
+        """
+        refused_s = 70 * refusals * unit_s
         pause_s = min(20 * asked_s, max(30.0, asked_s))
-        hold_s = max(70 * refusals_s, pause_s)
+        climb_s = max(refused_s / 2, min(pause_s / 2, _CLIMBS_S[1]))
         if self._is_rough:
-            hold_s = min(hold_s, _ROUGH_HOLD_S)
+            refused_s = min(refused_s, max(2.0, 40 * unit_s))
+            pause_s = min(pause_s, _ROUGH_HOLD_S)
+            climb_s = min(climb_s, max(2.0, 20 * unit_s))
         if self.top is not None and self._best > 1.25 * self.top:
-            hold_s = min(hold_s, max(70 * refusals_s, _HOPE_HOLD_S))
-        if self._is_told:
-            hold_s = _HOLDS_S[1]
+            pause_s = min(pause_s, _HOPE_HOLD_S)
+        hold_s = _HOLDS_S[1] if self._is_told else max(refused_s, pause_s)
         self._hold_s = min(max(_HOLDS_S[0], hold_s), _HOLDS_S[1])
-        refusals_s = min(refusals_s, 2 * _CLIMBS_S[0] / 35) if self._is_rough else refusals_s
-        self._climb_s = min(max(_CLIMBS_S[0], 35 * refusals_s, min(pause_s / 2, _CLIMBS_S[1])), _HOLDS_S[1])
+        self._climb_s = min(max(_CLIMBS_S[0], climb_s), _HOLDS_S[1])
+        self._dear = asked_s > 0.5
 
     def resume(self, now: float) -> None:
         """The pause is over: the curve begins."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from batchrouter.bounds import Reservation
 from batchrouter.records import Request, Usage
 
 MOST_WAITING_BYTES: Final = 32 * 2**20
@@ -30,6 +31,7 @@ class Job:
     counted: int = 0
     credit_waits: int = 0
     usage: Usage | None = None
+    reservation: Reservation | None = None
 
 
 @dataclass(slots=True, eq=False)

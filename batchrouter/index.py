@@ -19,7 +19,7 @@ import orjson
 from batchrouter.errors import DiskError
 from batchrouter.jsonl import sync_file
 
-VERSION: Final = 1
+VERSION: Final = 2
 PENDING, ANSWERED, FAILED = 0, 1, 2  # row.state
 LOG_OF: Final = {ANSWERED: "results.jsonl", FAILED: "errors.jsonl"}
 REQUEST, INVALID, DUPLICATE = 0, 1, 2  # row.kind
@@ -34,7 +34,7 @@ _SCHEMA: Final = """
 CREATE TABLE row(
   n INTEGER PRIMARY KEY, key BLOB NOT NULL, digest BLOB NOT NULL,
   file INTEGER NOT NULL, line INTEGER NOT NULL, start INTEGER NOT NULL, length INTEGER NOT NULL,
-  kind INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0, at INTEGER NOT NULL DEFAULT 0);
+  kind INTEGER NOT NULL, model INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0, at INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 _CACHE_KIB: Final = 8192
@@ -66,6 +66,11 @@ class Planned(NamedTuple):
     start: int
     length: int
     kind: int
+    model: int
+
+
+_PLANNED: Final = ", ".join(Planned._fields)
+_PLANNED_OF_R: Final = ", ".join(f"r.{name}" for name in Planned._fields)
 
 
 class Logged(NamedTuple):
@@ -128,7 +133,7 @@ class Index:
         connection = _connect(path)
         connection.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + _SCHEMA)
         connection.execute("BEGIN")
-        connection.executemany("INSERT INTO row VALUES(?,?,?,?,?,?,?,?,0,0)", rows)
+        connection.executemany("INSERT INTO row VALUES(?,?,?,?,?,?,?,?,?,0,0)", rows)
         connection.execute("CREATE INDEX row_key ON row(key)")
         connection.execute("COMMIT")
         return cls(connection, path)
@@ -203,7 +208,7 @@ class Index:
         return found[0] if found else None
 
     def _planned(self, where: str, *values: object) -> list[Planned]:
-        query = f"SELECT n, key, digest, file, line, start, length, kind FROM row WHERE {where}"  # noqa: S608  (constants of this file)
+        query = f"SELECT {_PLANNED} FROM row WHERE {where}"  # noqa: S608  (constants of this file)
         return [Planned(*found) for found in self._connection.execute(query, values)]
 
     def pending(self, after: int, below: int, most: int, *, which: str = "request") -> list[Planned]:
@@ -225,12 +230,18 @@ class Index:
     def answered_twins(self, below: int) -> Iterator[tuple[Planned, int]]:
         """Pending requests with the body of an answered row, each with the place of that answer in the log."""
         query = (
-            "SELECT r.n, r.key, r.digest, r.file, r.line, r.start, r.length, r.kind, min(t.at) FROM row r"
+            f"SELECT {_PLANNED_OF_R}, min(t.at) FROM row r"  # noqa: S608  (as above)
             " JOIN row t ON t.digest = r.digest AND t.state = 1 AND t.kind = 0"
             " WHERE r.state = 0 AND r.kind = 0 AND r.n < ? GROUP BY r.n ORDER BY r.n"
         )
         for found in self._connection.execute(query, (below,)):
-            yield Planned(*found[:8]), found[8]
+            yield Planned(*found[:9]), found[9]
+
+    def models(self, below: int) -> dict[str, int]:
+        """Model -> pending requests, among the first `below` rows, the most frequent first."""
+        names = self.meta()["models"]
+        query = "SELECT model, count(*) FROM row WHERE n < ? AND state = 0 AND kind = 0 GROUP BY model ORDER BY 2 DESC"
+        return {names[number]: count for number, count in self._connection.execute(query, (below,))}
 
     def bodies_twice(self, below: int) -> int:
         """How many pending requests have the body of an earlier pending one."""
@@ -255,11 +266,11 @@ class Index:
     def changed(self) -> Iterator[tuple[Planned, Logged]]:
         """Rows asked before with another body, each with the log line of that."""
         query = (
-            "SELECT r.n, r.key, r.digest, r.file, r.line, r.start, r.length, r.kind, l.* FROM logged l"
+            f"SELECT {_PLANNED_OF_R}, l.* FROM logged l"  # noqa: S608  (as above)
             " JOIN row r ON r.key = l.key WHERE r.digest <> l.digest ORDER BY r.n"
         )
         for found in self._connection.execute(query):
-            yield Planned(*found[:8]), Logged(*found[8:])
+            yield Planned(*found[:9]), Logged(*found[9:])
 
     def strangers(self) -> Iterator[Logged]:
         """Log lines of rows that the input no longer has."""
@@ -321,9 +332,9 @@ class Index:
 
     def rows_in_order(self) -> Iterator[tuple[Planned, int, int]]:
         """All rows with (state, at), in input order."""
-        query = "SELECT n, key, digest, file, line, start, length, kind, state, at FROM row ORDER BY n"
+        query = f"SELECT {_PLANNED}, state, at FROM row ORDER BY n"  # noqa: S608  (as above)
         for found in self._connection.execute(query):
-            yield Planned(*found[:8]), found[8], found[9]
+            yield Planned(*found[:9]), found[9], found[10]
 
     def reader(self) -> Index:
         """A second door to the same file, for another thread; raises DiskError."""

@@ -38,6 +38,9 @@ _BOM: Final = b"\xef\xbb\xbf"
 _BODY: Final = re.compile(rb'"body"[ \t]*:[ \t]*(?=\{)')
 _ENVELOPE_KEYS: Final = frozenset({"custom_id", "method", "url", "body"})
 _LINE_END: Final = b" \t\r"
+# Before anybody has counted, a request is taken for a token per four bytes of its body, and its answer for what the
+# body allows, at most 256. The pace corrects itself by the usage that comes back.
+_BYTES_A_TOKEN: Final = 4
 _EXPECTED_ANSWER_TOKENS: Final = 256
 
 
@@ -106,8 +109,9 @@ def read_row(line: Line, n: int, file: str, shaping: Shaping) -> Request | Refus
     extra = None
     if fields is not envelope and not envelope.keys() <= _ENVELOPE_KEYS:
         extra = {key: value for key, value in envelope.items() if key not in _ENVELOPE_KEYS}
-    tokens = estimate_tokens(body, fields)
-    return Request(n, custom_id, file, line.number, identity, path, body, model, streamed, tokens, extra)
+    allowed = answer_budget(fields)
+    tokens = estimate_tokens(body, allowed)
+    return Request(n, custom_id, file, line.number, identity, path, body, model, streamed, tokens, allowed, extra)
 
 
 def _refuse(custom_id: str, raw: bytes, problem: str, n: int, file: str, line: int) -> Refusal:
@@ -217,13 +221,19 @@ def _shape_stream(body: bytes, fields: Mapping[str, Any], wanted: bool | None, p
     return body, streamed
 
 
-def estimate_tokens(body: bytes, fields: Mapping[str, Any]) -> int:
-    """Tokens that a request may use, before anybody counted: a token for four bytes of the body, and the answer's
-    budget where one is named, else 256. The pace corrects itself by the usage that comes back.
-    """
-    budget = fields.get("max_completion_tokens") or fields.get("max_tokens")
-    answer = budget if type(budget) is int and 0 < budget < _EXPECTED_ANSWER_TOKENS else _EXPECTED_ANSWER_TOKENS
-    return len(body) // 4 + answer
+def estimate_tokens(body: bytes, allowed: int) -> int:
+    """Tokens that a request may use, prompt and answer together; `allowed` is its `answer_budget`."""
+    return len(body) // _BYTES_A_TOKEN + min(allowed or _EXPECTED_ANSWER_TOKENS, _EXPECTED_ANSWER_TOKENS)
+
+
+def answer_budget(fields: Mapping[str, Any]) -> int:
+    """The most tokens that a body allows for its answers, all choices together; 0 where it does not say."""
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+        budget = fields.get(name)
+        if type(budget) is int and budget > 0:
+            choices = fields.get("n")
+            return budget * choices if type(choices) is int and choices > 1 else budget
+    return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,7 +182,7 @@ class Pace:
         self._refused_tokens += sent.tokens
         self._rejects += 1
         if self._chosen is not None:
-            self._chosen.cost(self._rejects / max(self._chosen.rate, 1e-9), asked_s)
+            self._chosen.cost(self._rejects, self._unit_s(), asked_s)
         return self._with_jitter(pause_s) if asked_s else pause_s
 
     def failed(self, now: float, sent: Sent) -> None:
@@ -218,13 +218,18 @@ class Pace:
             until = self._end.at + gap_s / 2
             self._end = self._end._replace(at=until)
             if self._chosen is not None and self._first is not None:
-                self._chosen.lower(self._seen(self._first, until), now)
+                self._lower(self._first, until, now)
         self._requests.resume(now)
         self._tokens.resume(now)
         self._crowd.recovered()
 
+    def _unit_s(self) -> float:
+        """Seconds a request, at the present rate."""
+        units = self._tokens_sent / self._nth if self._chosen is self._tokens else 1.0
+        return units / self._chosen.rate if self._chosen is not None else 0.0
+
     def _own_pause_s(self) -> float:
-        most = min(max(_PAUSE_S, 1 / self.requests_per_s) * 2**self._row, _LONGEST_PAUSE_S)
+        most = min(max(_PAUSE_S, self._unit_s()) * 2**self._row, _LONGEST_PAUSE_S)
         return self._rng.uniform(0.2, 1) * most
 
     def _with_jitter(self, asked_s: float) -> float:
@@ -263,14 +268,12 @@ class Pace:
             return
         other.free()
         self._chosen = chosen
-        chosen.cut(self._seen(sent, sent.at), self._lately(sent), now)
+        chosen.cut(self._seen(sent, sent.at), self._lately(sent, sent.at), now)
 
     def _late(self, now: float, sent: Sent) -> None:
         first = self._first
         if first is not None and sent.nth < first.nth:
             self._first = sent
-            if self._chosen is not None:
-                self._chosen.lower(self._seen(sent, sent.at), now)
 
     def _seen(self, sent: Sent, until: float) -> float:
         """Units a second accepted from the latest end that is far enough back to count from, to before `sent`."""
@@ -289,22 +292,30 @@ class Pace:
                 break
         return seen
 
-    def _lately(self, sent: Sent) -> float:
-        """Units a second accepted in the last second or two before `sent`; less after a start."""
+    def _lately(self, sent: Sent, until: float) -> float:
+        """Units a second accepted in the last second or two before `sent`; in less after a start."""
         seen = 0.0
-        is_first = self._chosen is not None and self._chosen.top is None
+        refused, refused_tokens = self._refused_before
         for mark in reversed(self._marks):
             if mark.at < self._ends[-1].at:
                 break
             if self._chosen is self._tokens:
-                units = sent.tokens_before - self._refused_tokens - mark.tokens
+                units = sent.tokens_before - refused_tokens - mark.tokens
             else:
-                units = sent.nth - 1 - self._refused - mark.requests
-            seconds = sent.at - mark.at
-            seen = units / max(seconds + _BURST_S, 1e-3)
-            if seconds > (_LATELY_S / 4 if is_first else _LATELY_S):
+                units = sent.nth - 1 - refused - mark.requests
+            seconds = until - mark.at
+            slack_s = 0.0 if until > sent.at + 0.1 else _BURST_S
+            seen = units / max(seconds + slack_s, 1e-3)
+            if sent.at - mark.at > (_LATELY_S / 4 if len(self._ends) == 1 else _LATELY_S):
                 return seen
         return 0.0
+
+    def _lower(self, first: Sent, until: float, now: float) -> None:
+        assert self._chosen is not None
+        seen = self._seen(first, until)
+        if len(self._ends) == 1:
+            seen = max(seen, self._lately(first, until))
+        self._chosen.lower(seen, now)
 
     def _stretch(self, now: float, sent: Sent, asked_s: float) -> None:
         exact = asked_s >= 2 or asked_s != int(asked_s)
@@ -312,7 +323,7 @@ class Pace:
         first = self._first
         assert first is not None
         if self._chosen is not None and at > first.at + 0.05:
-            self._chosen.lower(self._seen(first, at), now)
+            self._lower(first, at, now)
         slack_s = 0.0 if exact or not asked_s else min(_BURST_S, asked_s)
         self._end = _End(
             at if exact or not asked_s else now + asked_s,

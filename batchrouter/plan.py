@@ -25,6 +25,7 @@ from batchrouter.usage import Totals
 
 _SHOWN: Final = 20
 _CHECK_EVERY: Final = 4096
+_MOST_MODELS: Final = 10_000
 
 Item = TypeVar("Item")
 
@@ -208,15 +209,27 @@ def _index_for(
 def build_index(path: Path, sources: Sequence[Source], shaping: Shaping, check: Callable[[], None] = _nothing) -> Index:
     """A new index at `path` of all rows of `sources`, none of them answered; raises UsageError, DiskError."""
     try:
-        index = Index.build(path, _checked(_planned_rows(sources, shaping), check))
+        models = _Models()
+        index = Index.build(path, _checked(_planned_rows(sources, shaping, models), check))
     except BaseException:
         remove(path)
         raise
     index.mark_duplicates(lambda key, file, line: key_of_duplicate(key, sources[file].label, line))
+    index.put_meta({"models": list(models)})
     return index
 
 
-def _planned_rows(sources: Sequence[Source], shaping: Shaping) -> Iterator[Planned]:
+class _Models(dict[str, int]):
+    """Model -> its number in the index; those beyond a bound that no real input meets share the last one."""
+
+    def __missing__(self, model: str) -> int:
+        name = model if len(self) < _MOST_MODELS else "others"
+        number = self[name] if name in self else len(self)
+        self[name] = number
+        return number
+
+
+def _planned_rows(sources: Sequence[Source], shaping: Shaping, models: _Models) -> Iterator[Planned]:
     n = 0
     for number, source in enumerate(sources):
         with source.open() as file:
@@ -224,9 +237,9 @@ def _planned_rows(sources: Sequence[Source], shaping: Shaping) -> Iterator[Plann
                 row = read_row(line, n, source.label, shaping)
                 if row is None:
                     continue
-                kind = REQUEST if isinstance(row, Request) else INVALID
+                kind, model = (REQUEST, row.model) if isinstance(row, Request) else (INVALID, "")
                 key, digest = row.identity
-                yield Planned(n, key, digest, number, line.number, line.start, line.length, kind)
+                yield Planned(n, key, digest, number, line.number, line.start, line.length, kind, models[model])
                 n += 1
 
 

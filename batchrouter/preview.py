@@ -8,19 +8,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from batchrouter.index import ANSWERED
-from batchrouter.intake import Shaping, find_sources
+from batchrouter.intake import Shaping, estimate_tokens, find_sources
 from batchrouter.ledger import Ledger
 from batchrouter.plan import lay
+from batchrouter.records import Request
 from batchrouter.rows import Rows
 from batchrouter.settings import Settings
+
+_UNBOUNDED_ANSWER_TOKENS: Final = 4096  # what an answer is reckoned at, at worst, where the row sets no bound
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
     """Rows by what would become of them; `tokens` is an estimate for those to be asked (prompt and answer together),
-    `duration_s` what the limits given allow (None: no limit is known).
+    `cost` what they cost at worst in USD (None: not every model has a price), `duration_s` what the limits given allow
+    (None: no limit is known).
     """
 
     rows: int
@@ -33,6 +38,7 @@ class Preview:
     invalid: int
     equal_bodies: int
     tokens: int
+    cost: float | None
     requests_by_model: dict[str, int]
     duration_s: float | None
 
@@ -49,17 +55,15 @@ def preview(inputs: Sequence[str], directory: Path, settings: Settings) -> Previ
         total = index.meta()["rows"]
         below = total if settings.limit is None else min(settings.limit, total)
         counts = index.counts(below)
-        tokens = 0
-        models: Counter[str] = Counter()
-        for request in Rows(index, sources, shaping, below=below).requests():
-            tokens += request.tokens
-            models[request.model] += 1
+        models = index.models(below)
+        tokens, cost = _expected(Rows(index, sources, shaping, below=below).requests(), settings)
         equal = index.bodies_twice(below)
         index.close()
-    requests = models.total() - (equal if settings.dedupe else 0)
+    new = sum(models.values())
+    requests = new - (equal if settings.dedupe else 0)
     return Preview(
         rows=below,
-        new=models.total(),
+        new=new,
         answered=counts.get((0, 1), 0) - changed[ANSWERED],
         failed=counts.get((0, 2), 0) - (changed.total() - changed[ANSWERED]),
         changed=changed.total(),
@@ -68,7 +72,8 @@ def preview(inputs: Sequence[str], directory: Path, settings: Settings) -> Previ
         invalid=sum(count for (kind, _), count in counts.items() if kind == 1),
         equal_bodies=equal,
         tokens=tokens,
-        requests_by_model=dict(models.most_common()),
+        cost=cost,
+        requests_by_model=models,
         duration_s=_duration_s(requests, tokens, settings),
     )
 
@@ -85,6 +90,20 @@ def _ledger(directory: Path) -> Iterator[Ledger]:
         Ledger.open(Path(folder), redact=bytes) as ledger,
     ):
         yield ledger
+
+
+def _expected(requests: Iterator[Request], settings: Settings) -> tuple[int, float | None]:
+    """Tokens to expect, and what the requests cost at worst, in USD (None: not every model has a price)."""
+    tokens, cost = 0, 0.0 if settings.models else None
+    for request in requests:
+        tokens += request.tokens
+        model = settings.models.get(request.model)
+        if model is None or cost is None:
+            cost = None
+            continue
+        prompt = estimate_tokens(request.body, 0) - estimate_tokens(b"", 0)
+        cost += model.cost(prompt, 0, request.answer_tokens or _UNBOUNDED_ANSWER_TOKENS)
+    return tokens, cost
 
 
 def _duration_s(requests: int, tokens: int, settings: Settings) -> float | None:

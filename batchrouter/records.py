@@ -55,7 +55,9 @@ class Identity(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One row to ask. `body` is what is sent, byte for byte; `tokens` is the estimate that the pace uses."""
+    """One row to ask. `body` is what is sent, byte for byte; `tokens` is the estimate that the pace uses, and
+    `answer_tokens` the most that the row allows for its answers (0: it does not say).
+    """
 
     n: int
     custom_id: str
@@ -67,6 +69,7 @@ class Request(NamedTuple):
     model: str
     streamed: bool
     tokens: int
+    answer_tokens: int
     extra: Mapping[str, Any] | None
 
 

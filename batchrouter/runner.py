@@ -12,14 +12,27 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, assert_never
+from typing import Final, Literal, Protocol, assert_never
 
+from batchrouter.bounds import Budget, Deadline
 from batchrouter.errors import BatchrouterError, DiskError
 from batchrouter.frontier import Frontier, Job
 from batchrouter.hints import read_hints
 from batchrouter.jury import Failure, Jury
 from batchrouter.pace import Sent
-from batchrouter.records import ENDPOINT_DOWN, ErrorCode, Fault, Halt, Outcome, Reply, Request, Tally, Usage
+from batchrouter.records import (
+    CREDITS_SPENT,
+    ENDPOINT_DOWN,
+    OK,
+    ErrorCode,
+    Fault,
+    Halt,
+    Outcome,
+    Reply,
+    Request,
+    Tally,
+    Usage,
+)
 from batchrouter.retry import (
     Accept,
     Again,
@@ -27,6 +40,7 @@ from batchrouter.retry import (
     History,
     Policy,
     Stop,
+    Verdict,
     error_code_of,
     judge,
     message_of,
@@ -34,6 +48,8 @@ from batchrouter.retry import (
 )
 from batchrouter.throttle import Throttle
 from batchrouter.usage import read_usage
+
+_CLOCK_S: Final = 0.1
 
 Blame = Literal["endpoint", "row"]
 
@@ -82,6 +98,9 @@ class Runner:
         rng: random.Random,
         grace_s: float,
         max_outage_s: float,
+        budget: Budget,
+        deadline: Deadline | None = None,
+        credit_patience_s: float = 0.0,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._frontier = Frontier(requests, self._lane_for)
@@ -92,6 +111,10 @@ class Runner:
         self._rng = rng
         self._grace_s = grace_s
         self._max_outage_s = max_outage_s
+        self._budget = budget
+        self._budget_freed = asyncio.Event()
+        self._deadline = deadline
+        self._credit_patience_s = credit_patience_s
         self._last_trouble = ""
         self._wall = wall
         self._jury = Jury(rows=tally.pending)
@@ -104,6 +127,8 @@ class Runner:
         try:
             async with asyncio.TaskGroup() as self._group:
                 self._start()
+                self._look_at_clock()
+            self._clock.cancel()
             if self._halt is None:
                 self._book(self._jury.closing())
         except DiskError as error:
@@ -161,6 +186,8 @@ class Runner:
                 job = await self._frontier.next(lane)
                 if job is None:
                     return
+                if self._budget.is_bounded and not await self._reserve(job):
+                    return
                 sent = await throttle.admit(job.request.tokens)
                 self._workers[worker] = True
                 tally.in_flight += 1
@@ -179,75 +206,114 @@ class Runner:
         finally:
             lane.workers -= 1
 
+    async def _reserve(self, job: Job) -> bool:
+        """Set aside what a request may cost at worst; false when the run's bounds have no room for it any more."""
+        while (reservation := self._budget.reserve(job.request)) is None:
+            if not self._budget.has_reservations:
+                self.stop(self._budget.halt())
+                return False
+            self._budget_freed.clear()
+            await self._budget_freed.wait()
+        job.reservation = reservation
+        return True
+
+    def _look_at_clock(self) -> None:
+        """Stop in time for what is in flight to end by the deadline."""
+        loop = asyncio.get_running_loop()
+        halt = None if self._deadline is None else self._deadline.passed(loop.time())
+        if halt is not None:
+            self.stop(halt)
+        self._clock = loop.call_later(_CLOCK_S, self._look_at_clock)
+
     # --- one answer ------------------------------------------------------------------------------------------------
 
     def _conclude(self, lane: Lane, job: Job, answer: Reply | Fault, sent: Sent) -> None:
-        """Act on what came back: learn from it, then book the row, put it back, or stop."""
-        throttle = lane.throttle
-        retry_after_s = None
+        """Read what came back: its usage, its hints, and the verdict on it."""
+        hints = used = None
         if isinstance(answer, Reply):
             answer = unwrapped(answer)
             hints = read_hints(answer.headers, self._wall())
-            if hints is not None:
-                retry_after_s = hints.retry_after_s
-            self._add_usage(job, read_usage(answer.body))
-        else:
-            hints = None
-        counted = job.counted + 1  # if it turns out to be the row's own
+            used = read_usage(answer.body)
+            if used is not None:
+                job.usage = used if job.usage is None else job.usage.plus(used)
+                self._tally.usage = self._tally.usage.plus(used)
+        if self._budget.is_bounded:
+            self._settle(job, answer, used)
         verdict = judge(
             answer,
             job.request.path,
-            History(counted, job.credit_waits),
+            History(job.counted + 1, job.credit_waits),
             self._policy,
-            retry_after_s=retry_after_s,
+            retry_after_s=None if hints is None else hints.retry_after_s,
             rng=self._rng,
         )
         now = asyncio.get_running_loop().time()
+        if isinstance(verdict, Accept) and isinstance(answer, Reply):
+            tokens = job.request.tokens if used is None else used.total_tokens
+            lane.throttle.answered(now, sent, tokens, hints)
+            self._accept(lane, job, answer, now, truncated=verdict.truncated)
+        elif isinstance(verdict, Again) and verdict.blame == "limit":
+            self._tally.limited += 1
+            halt = lane.throttle.limited(now, sent, hints)
+            self._frontier.put_back(job, now, lane)
+            if halt is not None:
+                self.stop(halt)
+        else:
+            lane.throttle.failed(now, sent)
+            self._refuse(lane, job, answer, verdict, sent, now)
+
+    def _accept(self, lane: Lane, job: Job, reply: Reply, now: float, *, truncated: bool) -> None:
+        """Book an answered row."""
+        if self._deadline is not None:
+            self._deadline.answered(reply.latency_s)
+        self._take_evidence(lane, job, now, failed=False, reached=True)
+        if self._jury.is_watching:
+            self._book(self._jury.answered())
+        self._tally.answered += self._record(self._outcome(lane, job, reply, None, truncated=truncated))
+        self._frontier.done()
+        self._tally.truncated += truncated
+        self._tally.unknown_usage += job.usage is None
+        self._hire(lane)
+
+    def _refuse(self, lane: Lane, job: Job, answer: Reply | Fault, verdict: Verdict, sent: Sent, now: float) -> None:
+        """Put a row back, give it up, or stop."""
         match verdict:
-            case Accept(truncated):
-                assert isinstance(answer, Reply)  # noqa: S101  (a fault is never accepted)
-                used = job.usage.total_tokens if job.usage is not None else job.request.tokens
-                throttle.answered(now, sent, used, hints)
-                self._take_evidence(lane, job, now, failed=False, reached=True)
-                if self._jury.is_watching:
-                    self._book(self._jury.answered())
-                self._finish(lane, job, answer, None, truncated=truncated)
-                self._hire(lane)
-            case Again(wait_s, "limit"):
-                self._tally.limited += 1
-                halt = throttle.limited(now, sent, hints)
-                self._frontier.put_back(job, now, lane)
-                if halt is not None:
-                    self.stop(halt)
             case Again(wait_s, "credits"):
                 job.credit_waits += 1
-                throttle.failed(now, sent)
-                throttle.pause(now + wait_s, "credits")
+                lane.throttle.pause(now + wait_s, "credits")
                 self._frontier.put_back(job, now, lane)
             case Again(wait_s, blame):
-                throttle.failed(now, sent)
-                self._take_failure(lane, job, answer, now, counted, blame)
+                self._take_failure(lane, job, answer, now, blame)
                 self._tally.retries += 1
                 self._frontier.put_back(job, now + wait_s, lane)
             case GiveUp(error, blame):
-                throttle.failed(now, sent)
-                self._take_failure(lane, job, answer, now, counted, blame)
+                self._take_failure(lane, job, answer, now, blame)
                 self._give_up(lane, job, answer, error, blame, now)
             case Stop(halt):
-                throttle.failed(now, sent)
-                self._frontier.done()
-                self.stop(halt)
+                self._frontier.put_back(job, now, lane)
+                waits = halt.exit_code == CREDITS_SPENT and self._credit_patience_s > 0
+                if not (waits and lane.throttle.out_of_credits(now, sent, self._credit_patience_s)):
+                    self.stop(halt)
+            case Accept():
+                raise AssertionError("an answer is never refused")
             case _:
                 assert_never(verdict)
 
-    def _take_failure(self, lane: Lane, job: Job, answer: Reply | Fault, now: float, counted: int, blame: str) -> None:
+    def _settle(self, job: Job, answer: Reply | Fault, used: Usage | None) -> None:
+        if job.reservation is not None:
+            answered = isinstance(answer, Reply) and answer.status == OK
+            self._budget.settle(job.reservation, job.request, used, answered=answered)
+            job.reservation = None
+            self._budget_freed.set()
+
+    def _take_failure(self, lane: Lane, job: Job, answer: Reply | Fault, now: float, blame: str) -> None:
         self._last_trouble = (
             answer.message if isinstance(answer, Fault) else f"{answer.status}: {message_of(answer.body)}"
         )
         reached = not isinstance(answer, Fault) or answer.reached
         self._take_evidence(lane, job, now, failed=blame == "endpoint", reached=reached)
         if reached and not lane.throttle.circuit.is_open:
-            job.counted = counted
+            job.counted += 1
 
     def _take_evidence(self, lane: Lane, job: Job, now: float, *, failed: bool, reached: bool) -> None:
         """Tell the circuit; when it opens, what failed by the endpoint is no longer held against the rows."""
@@ -294,24 +360,11 @@ class Runner:
             for _ in range(self._record(failure.outcome)):
                 self._tally.add_failure(failure.kind, f"{request.file}:{request.line}: {failure.text}")
 
-    def _finish(
-        self, lane: Lane, job: Job, reply: Reply, error: tuple[ErrorCode, str] | None, *, truncated: bool
-    ) -> None:
-        self._tally.answered += self._record(self._outcome(lane, job, reply, error, truncated=truncated))
-        self._frontier.done()
-        self._tally.truncated += truncated
-        self._tally.unknown_usage += job.usage is None
-
     def _outcome(
         self, lane: Lane, job: Job, reply: Reply | None, error: tuple[ErrorCode, str] | None, *, truncated: bool
     ) -> Outcome:
         request = job.request
         return Outcome(request, reply, error, job.attempts, job.usage, truncated, request.model, lane.endpoint)
-
-    def _add_usage(self, job: Job, usage: Usage | None) -> None:
-        if usage is not None:
-            job.usage = usage if job.usage is None else job.usage.plus(usage)
-            self._tally.usage = self._tally.usage.plus(usage)
 
 
 def disk_halt(error: BatchrouterError) -> Halt:

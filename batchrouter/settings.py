@@ -104,6 +104,23 @@ def _text(value: object) -> str:
     return text
 
 
+def _clock(value: object) -> str:
+    text = str(value)
+    if not re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", text):
+        raise ValueError(f"{value!r} is no time of day such as 06:00")
+    return text
+
+
+def _amount(value: object) -> float:
+    try:
+        amount = float(str(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is no amount") from None
+    if not 0 < amount < math.inf:
+        raise ValueError(f"{value!r} must be above 0")
+    return amount
+
+
 def _flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -167,6 +184,28 @@ def _no_constant(name: str) -> None:
 Changed = Literal["refuse", "rerun", "keep"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What is known of a model: prices in USD per million tokens (`cached` of prompt tokens; None: as `prompt`)."""
+
+    prompt: float
+    completion: float
+    cached: float | None = None
+
+    def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
+        """USD for so many tokens; `cached_tokens` are among `prompt_tokens`."""
+        cached = self.prompt if self.cached is None else self.cached
+        plain_tokens = prompt_tokens - min(cached_tokens, prompt_tokens)
+        return (plain_tokens * self.prompt + cached_tokens * cached + completion_tokens * self.completion) / 1e6
+
+
+class Config(NamedTuple):
+    """A batchrouter.toml: values of its [run] table by field name, and its [model."ID"] tables."""
+
+    run: dict[str, Any]
+    models: dict[str, Model]
+
+
 class Option(NamedTuple):
     """How a field is spoken of on the command line, in the environment and in TOML."""
 
@@ -174,10 +213,19 @@ class Option(NamedTuple):
     metavar: str
     help: str
     repeated: bool = False
+    alone: str | None = None  # the value where the flag stands without one
 
 
-def _option(default: Any, parse: Callable[[Any], Any], metavar: str, text: str, *, repeated: bool = False) -> Any:
-    return field(default=default, metadata={"option": Option(parse, metavar, text, repeated)})
+def _option(
+    default: Any,
+    parse: Callable[[Any], Any],
+    metavar: str,
+    text: str,
+    *,
+    repeated: bool = False,
+    alone: str | None = None,
+) -> Any:
+    return field(default=default, metadata={"option": Option(parse, metavar, text, repeated, alone)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +257,15 @@ class Settings:
     idle_timeout: float = _option(120.0, parse_duration, "S", "Longest that an attempt may stay without a byte.")
     max_wait: float = _option(3600.0, parse_duration, "S", "Longest that a Retry-After is waited out.")
     max_outage: float = _option(900.0, parse_duration, "S", "Longest that an endpoint may be down.")
+    wait_for_credits: float | None = _option(
+        None, parse_duration, "MAX", "When credits are spent, probe and go on after a top-up.", alone="365d"
+    )
+    max_time: float | None = _option(None, parse_duration, "S", "Stop after this long, in time for what is in flight.")
+    until: str | None = _option(None, _clock, "HH:MM", "Stop by this local time, in time for what is in flight.")
+    max_tokens: int | None = _option(None, _positive, "N", "Stop before this start has used more tokens than this.")
+    max_cost: float | None = _option(
+        None, _amount, "USD", "Stop before this start has cost more (prices: config file)."
+    )
     max_response: int = _option(64 * 2**20, parse_size, "SIZE", "Largest answer that is read.")
     limit: int | None = _option(None, _positive, "N", "Only the first N rows.")
     changed: Changed = _option(
@@ -229,6 +286,7 @@ class Settings:
     allow_insecure: bool = _option(False, _flag, "", "Send the key over plain http:// to another machine.")  # noqa: FBT003  (a default, not an argument)
     proxy: str | None = _option(None, _text, "URL", "An HTTP proxy; none is taken from the environment.")
     ca_file: str | None = _option(None, _text, "FILE", "Certificates to trust, instead of the system's.")
+    models: Mapping[str, Model] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises UsageError for what cannot hold together."""
@@ -243,12 +301,12 @@ class Settings:
 
     def shown(self) -> dict[str, Any]:
         """The settings as run.json records them (there is no secret among them)."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: getattr(self, name) for name in options()}
 
 
 def options() -> dict[str, Option]:
     """Field name -> how it is spoken of, in the order of the fields."""
-    return {item.name: item.metadata["option"] for item in fields(Settings)}
+    return {item.name: item.metadata["option"] for item in fields(Settings) if item.metadata}
 
 
 def check_base_url(text: str, *, allow_insecure: bool) -> str:
@@ -323,27 +381,55 @@ def _checked_key(text: str, source: str) -> Secret:
     return Secret(key)
 
 
-def load_config(path: Path) -> dict[str, Any]:
-    """A batchrouter.toml -> parsed values of its [run] table, by field name; raises UsageError with the place."""
+def load_config(path: Path) -> Config:
+    """Read a batchrouter.toml; raises UsageError with the place and, for an unknown key, the nearest known one."""
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
-    _refuse_unknown(document, {"run"}, f"{path}")
-    table = document.get("run", {})
+    _refuse_unknown(document, {"run", "model"}, f"{path}")
+    return Config(
+        _run_table(_table(document, "run", f"{path}"), f"{path}: [run]"),
+        {
+            name: _model_table(
+                _table(_table(document, "model", f"{path}"), name, f"{path}"), f'{path}: [model."{name}"]'
+            )
+            for name in _table(document, "model", f"{path}")
+        },
+    )
+
+
+def _table(document: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    table = document.get(name, {})
     if not isinstance(table, dict):
-        raise UsageError(f"{path}: run must be a table: [run]")
+        raise UsageError(f"{where}: {name} must be a table: [{name}]")
+    return table
+
+
+def _model_table(table: Mapping[str, Any], where: str) -> Model:
+    known = {item.name for item in fields(Model)}
+    _refuse_unknown(table, known, where)
+    for name, value in table.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise UsageError(f"{where} {name}: {value!r} is no price in USD per million tokens")
+    for name in ("prompt", "completion"):
+        if name not in table:
+            raise UsageError(f"{where}: {name} is missing: its price in USD per million tokens")
+    return Model(**{name: float(value) for name, value in table.items()})
+
+
+def _run_table(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     known = options()
     table = {str(key).replace("-", "_"): value for key, value in table.items()}
-    _refuse_unknown(table, set(known), f"{path}: [run]")
+    _refuse_unknown(table, set(known), where)
     values = {}
     for name, value in table.items():
         try:
             values[name] = known[name].parse(value)
         except ValueError as error:
-            raise UsageError(f"{path}: [run] {name}: {error}") from None
+            raise UsageError(f"{where} {name}: {error}") from None
     return values
 
 

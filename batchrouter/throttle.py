@@ -22,6 +22,8 @@ from batchrouter.records import ENDPOINT_DOWN, Halt
 
 _BUCKET_S: Final = 0.01  # the request bucket's depth, in seconds of its rate: a few grains of the loop's timer
 
+_FIRST_CREDIT_PROBE_S: Final = 5.0
+_LONGEST_CREDIT_PROBE_S: Final = 600.0
 _LOOK_S: Final = 0.1  # how soon it is noticed that an outage has ended
 
 Note = Callable[..., None]
@@ -76,7 +78,10 @@ class Throttle:
         self._paused_until_s = 0.0
         self._pause_reason = ""
         self._limited_since_s: float | None = None
-        self._probe_only = False
+        self._probing = ""  # why only one request at a time may leave, if so: limit, credits
+        self._spent_since_s: float | None = None
+        self._spent_seen_s = 0.0
+        self._credit_gap_s = 0.0
 
     # --- admission -------------------------------------------------------------------------------------------------
 
@@ -106,7 +111,7 @@ class Throttle:
             and pace.requests_per_s == math.inf
             and pace.tokens_per_s == math.inf
             and not self._paused_until_s
-            and not self._probe_only
+            and not self._probing
             and not self.circuit.is_open
             and (self._slots is None or self._slots.taken < self._slots.most)
         )
@@ -116,7 +121,7 @@ class Throttle:
         await self._request_ready()
         while True:  # whatever was waited for, the rest may have changed meanwhile
             now = self._loop.time()
-            if self.in_flight >= (1 if self._probe_only else self.pace.concurrency):
+            if self.in_flight >= (1 if self._probing else self.pace.concurrency):
                 await self._slot_ready()
             elif self._slots is not None and self._slots.taken >= self._slots.most:
                 await self._slots.wait()
@@ -170,8 +175,9 @@ class Throttle:
     def answered(self, now: float, sent: Sent, tokens: int, hints: Hints | None) -> None:
         """A request was answered: whatever was wrong with this limit is over."""
         self._limited_since_s = None
-        if self._probe_only:
-            self._probe_only = False
+        self._spent_since_s = None
+        if self._probing:
+            self._probing = ""
             self._slot_free.set()
         self.pace.answered(now, sent, tokens, hints)
 
@@ -181,7 +187,9 @@ class Throttle:
 
     def limited(self, now: float, sent: Sent, hints: Hints | None) -> Halt | None:
         """A 429: everybody pauses, the pace learns. A halt when nothing but 429 came for as long as is waited."""
-        if self._probe_only or (self._limited_since_s is not None and now - self._limited_since_s >= self._max_wait_s):
+        if self._probing == "limit" or (
+            self._limited_since_s is not None and now - self._limited_since_s >= self._max_wait_s
+        ):
             return Halt(
                 ENDPOINT_DOWN,
                 "the endpoint answers nothing but 429 (rate limited)",
@@ -191,10 +199,25 @@ class Throttle:
             self._limited_since_s = now
         pause_s = self.pace.limited(now, sent, hints)
         if pause_s > self._max_wait_s:  # waited only so long; then one request shows whether it was meant
-            self._probe_only = True
+            self._probing = "limit"
             pause_s = self._max_wait_s
         self.pause(now + pause_s, "cooldown")
         return None
+
+    def out_of_credits(self, now: float, sent: Sent, most_s: float) -> bool:
+        """Credits are spent: one request at a time is to probe, ever slower. False when that went on for `most_s`."""
+        if self._spent_since_s is None:
+            self._spent_since_s, self._credit_gap_s = now, _FIRST_CREDIT_PROBE_S
+        elif sent.at < self._spent_seen_s:
+            return True  # it had left before the first of them came back
+        else:
+            self._credit_gap_s = min(2 * self._credit_gap_s, _LONGEST_CREDIT_PROBE_S)
+        if now - self._spent_since_s >= most_s:
+            return False
+        self._spent_seen_s = now
+        self._probing = "credits"
+        self.pause(now + self._credit_gap_s, "credits")
+        return True
 
     def pause(self, until_s: float, reason: str) -> None:
         """Hold everybody up until then; a longer pause that is under way stands."""

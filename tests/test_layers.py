@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "batchrouter"
 LEVELS = [
     {"errors"},
     {"records", "jsonl", "settings", "jsontext"},
-    {"eventstream", "deltas", "ceiling", "crowd", "hints", "circuit", "frontier"},
-    {"usage", "index", "intake", "routing"},
+    {"eventstream", "deltas", "ceiling", "crowd", "hints", "circuit", "bounds"},
+    {"frontier", "usage", "index", "intake", "routing"},
     {"sse", "pace", "retry", "rows", "history", "removal"},
     {"throttle", "jury"},
     {"runner", "ledger", "plan", "transport", "progress"},

@@ -12,6 +12,7 @@ from batchrouter.errors import UsageError
 from batchrouter.settings import BASE_URL_VARIABLES, Option, Settings, load_config, options
 
 DEFAULT_CONFIG: Final = "batchrouter.toml"
+_MODELS: Final = "batchrouter.models"
 
 
 class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
@@ -62,7 +63,7 @@ def _decorator(name: str, option: Option) -> Callable[[Callable[..., Any]], Call
     if option.repeated:
         return click.option(flag, name, type=_Assigned(option), multiple=True, metavar=option.metavar, help=option.help)
     text = option.help + _default_text(name)
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {} if option.alone is None else {"is_flag": False, "flag_value": option.alone}
     if name == "base_url":
         extra["envvar"] = ["BATCHROUTER_RUN_BASE_URL", *BASE_URL_VARIABLES]
     return click.option(flag, name, type=_Parsed(option), metavar=option.metavar, default=None, help=text, **extra)
@@ -82,7 +83,9 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
         path = Path(DEFAULT_CONFIG)
         if not path.exists():
             return
-    ctx.default_map = {**(ctx.default_map or {}), **load_config(path)}
+    config = load_config(path)
+    ctx.default_map = {**(ctx.default_map or {}), **config.run}
+    ctx.meta[_MODELS] = config.models
 
 
 def settings_from(values: Mapping[str, Any]) -> Settings:
@@ -100,4 +103,4 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
             given[name] = value
     for name in ("concurrency", "rpm", "tpm"):
         given.setdefault(name, None)
-    return Settings(**given)
+    return Settings(**given, models=click.get_current_context().meta.get(_MODELS, {}))

@@ -51,6 +51,8 @@ def _text(found: Preview, *, changed: str) -> str:
     for model, count in found.requests_by_model.items():
         lines.append(f"  {count:,} x {model}")
     lines.append(f"about {found.tokens:,} tokens, prompt and answer together (estimated)")
+    if found.cost is not None:
+        lines.append(f"at worst {found.cost:,.2f} USD, by the prices in the config file")
     if found.duration_s is not None:
         lines.append(f"at least {short_time(found.duration_s)} at the limits given")
     return "\n".join(lines)
