@@ -21,6 +21,7 @@ from batchrouter.intake import Shaping, Source, identify, key_of_duplicate
 from batchrouter.jsonl import read_lines
 from batchrouter.ledger import Ledger
 from batchrouter.plan import build_index, make
+from batchrouter.settings import Model
 from batchrouter.usage import Totals
 
 _SHOWN: Final = 20
@@ -70,6 +71,11 @@ def shaping_of(about: Mapping[str, Any]) -> Shaping:
     return Shaping(settings["model"], settings["override_model"], defaults, settings["stream"])
 
 
+def prices_of(about: Mapping[str, Any]) -> dict[str, Model]:
+    """The prices that the run knew."""
+    return {name: Model(**prices) for name, prices in about["models"].items()}
+
+
 def audit(directory: Path) -> Audit:
     """Check the files of a run directory against its inputs and each other; raises UsageError."""
     about = read_about(directory)
@@ -84,7 +90,7 @@ def audit(directory: Path) -> Audit:
             _lay(index, sources, found)
         finally:
             index.close()
-    _check_usage(directory, totals, found)
+    _check_usage(directory, totals, prices_of(about), found)
     return found
 
 
@@ -153,10 +159,10 @@ def _lay(index: Index, sources: Sequence[Source], found: Audit) -> None:
     found.rows = sum(by_state)
 
 
-def _check_usage(directory: Path, totals: Totals, found: Audit) -> None:
+def _check_usage(directory: Path, totals: Totals, prices: Mapping[str, Model], found: Audit) -> None:
     path = directory / "usage.jsonl"
     content = path.read_bytes() if path.exists() else b""
-    if content == totals.lines():
+    if content == totals.lines(prices):
         return
     if _has_ended(directory):
         found.add(f"{path} is not the sum of the rows; --repair writes it anew")
@@ -195,5 +201,5 @@ def repair(directory: Path) -> list[str]:
             plan = make(sources, shaping, ledger, changed="keep")
         ledger.note("repair", done=len(ledger.notes))
         ledger.note("stop", exit_code=0, reason="repaired")
-        ledger.write_usage()
+        ledger.write_usage(prices_of(about))
         return list(ledger.notes)

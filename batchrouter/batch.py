@@ -11,7 +11,8 @@ import contextlib
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -19,21 +20,23 @@ from urllib.parse import urlsplit
 
 from batchrouter import __version__
 from batchrouter import plan as planning
+from batchrouter.answercheck import AnswerCheck
 from batchrouter.bounds import Budget, Deadline
 from batchrouter.errors import DiskError, UsageError
-from batchrouter.index import disk_faults
+from batchrouter.index import Index, disk_faults
 from batchrouter.intake import Shaping, Source, find_sources, keep_stdin
 from batchrouter.ledger import Ledger
-from batchrouter.pace import Pace
+from batchrouter.pace import Learned, Pace
 from batchrouter.plan import Plan
 from batchrouter.progress import Observer, Silence
 from batchrouter.records import Halt, Outcome, Request, Summary, Tally, Usage
 from batchrouter.retry import Policy
+from batchrouter.review import Review
 from batchrouter.rows import Twins
 from batchrouter.runner import Lane, Runner, disk_halt
-from batchrouter.settings import Secret, Settings
+from batchrouter.settings import Model, Secret, Settings
 from batchrouter.throttle import Note, Slots, Throttle
-from batchrouter.transport import Redactor, Transport
+from batchrouter.transport import Catalogue, Redactor, Transport
 
 MOST_CONCURRENT: Final = 512
 _MOST_LANES: Final = 64
@@ -51,10 +54,12 @@ class Control:
         self._runner: Runner | None = None
         self._halt: Halt | None = None
         self._aborted = False
+        self.stopping = asyncio.Event()
 
     def stop(self, halt: Halt) -> None:
         """Admit nothing more, finish what is in flight within the grace, and end with `halt`."""
         self._halt = self._halt or halt
+        self.stopping.set()
         if self._runner is not None:
             self._runner.stop(self._halt)
 
@@ -124,7 +129,7 @@ async def run_batch(
                     halt = await _ask(plan, settings, key, ledger, books, tally, observer, control, seed)
         except DiskError as error:
             halt = disk_halt(error)
-        halt = _close_books(ledger, halt)
+        halt = _close_books(ledger, settings.models, halt)
         return Summary(str(directory), tally, time.monotonic() - began, halt)
 
 
@@ -189,7 +194,8 @@ def _plan(sources: Sequence[Source], settings: Settings, ledger: Ledger, check: 
 
 def _about(sources: Sequence[Source], settings: Settings) -> dict[str, Any]:
     inputs = [{"label": source.label, "path": str(source.path), **source.fingerprint()} for source in sources]
-    return {"version": __version__, "inputs": inputs, "settings": settings.shown()}
+    models = {name: asdict(model) for name, model in settings.models.items()}
+    return {"version": __version__, "inputs": inputs, "settings": settings.shown(), "models": models}
 
 
 def _record_refusals(plan: Plan, ledger: Ledger, tally: Tally) -> None:
@@ -220,7 +226,7 @@ async def _ask(
         observer.told(event, about)
 
     async with _transport(settings, key) as transport:
-        lanes = _Lanes(settings, transport, note, rng)
+        lanes = _Lanes(settings, transport, _learned(plan.index), note, rng)
         runner = Runner(
             plan.rows.requests(),
             lane_of=lanes.of,
@@ -230,11 +236,22 @@ async def _ask(
             rng=rng,
             grace_s=settings.grace,
             max_outage_s=settings.max_outage,
+            review=Review(
+                settings.on_truncated,
+                settings.max_grow,
+                AnswerCheck() if settings.check_json else None,
+                settings.json_attempts,
+            ),
             budget=Budget(settings.max_tokens, settings.max_cost, settings.models),
             deadline=_deadline(settings),
             credit_patience_s=settings.wait_for_credits or 0.0,
         )
         control.attach(runner)
+        catalogue = await _catalogue(transport, control)
+        lanes.cautious = catalogue.status == 401
+        unknown = catalogue.lacks(plan.index.models(plan.rows.below))
+        if unknown:
+            note("notice", text=f"not in the endpoint's catalogue: {', '.join(unknown)} (batchrouter models lists it)")
         for text in ledger.notes:
             note("notice", text=text)
         note("start", pending=tally.pending, endpoint=settings.base_url)
@@ -247,7 +264,26 @@ async def _ask(
             shower.cancel()
             halt = halt or await keeper
         observer.tick(tally, lanes.all)
+        with disk_faults(plan.index.path):
+            plan.index.put_meta({"learned": {lane.name: asdict(lane.throttle.pace.learned) for lane in lanes.all}})
     return halt
+
+
+def _learned(index: Index) -> dict[str, Learned]:
+    """What an earlier start has learned of each lane's limit."""
+    return {name: Learned(**values) for name, values in index.meta().get("learned", {}).items()}
+
+
+async def _catalogue(transport: Transport, control: Control) -> Catalogue:
+    """The endpoint's catalogue; an empty one when the run is asked to stop meanwhile."""
+    asking = asyncio.create_task(transport.catalogue())
+    stopping = asyncio.create_task(control.stopping.wait())
+    await asyncio.wait({asking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if asking.done():
+        return asking.result()
+    asking.cancel()
+    return Catalogue(0, None)
 
 
 def _transport(settings: Settings, key: Secret) -> Transport:
@@ -283,7 +319,16 @@ class _Lanes:
     account's. All of them together have no more in flight than `--concurrency`.
     """
 
-    def __init__(self, settings: Settings, transport: Transport, note: Note, rng: random.Random) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        transport: Transport,
+        learned: Mapping[str, Learned],
+        note: Note,
+        rng: random.Random,
+    ) -> None:
+        self.cautious = False  # whether the key looks wrong: then one request at a time, until one is answered
+        self._learned = learned
         self._settings = settings
         self._transport = transport
         self._note = note
@@ -313,11 +358,13 @@ class _Lanes:
             tokens_per_s=settings.tpm and settings.tpm / 60,
             concurrency=settings.concurrency,
             max_concurrency=settings.concurrency or MOST_CONCURRENT,
-            learned=None,
+            learned=self._learned.get(model),
             now=asyncio.get_running_loop().time(),
             rng=self._rng,
         )
         throttle = Throttle(pace, max_wait_s=settings.max_wait, note=self._note, slots=self._slots)
+        if self.cautious:
+            throttle.probe()
         lane = self._by_model[model] = Lane(model, self._endpoint, self._transport.send, throttle)
         return lane
 
@@ -346,7 +393,7 @@ async def _show(observer: Observer, tally: Tally, lanes: _Lanes) -> None:
         await asyncio.sleep(_TICK_S)
 
 
-def _close_books(ledger: Ledger, halt: Halt | None) -> Halt | None:
+def _close_books(ledger: Ledger, prices: Mapping[str, Model], halt: Halt | None) -> Halt | None:
     """The last checkpoint and the totals; a disk that fails now is the reason, if there is none yet."""
     try:
         ledger.note(
@@ -355,7 +402,7 @@ def _close_books(ledger: Ledger, halt: Halt | None) -> Halt | None:
             reason=halt.reason if halt else "all rows have ended",
         )
         ledger.checkpoint()()
-        ledger.write_usage()
+        ledger.write_usage(prices)
     except DiskError as error:
         return halt or disk_halt(error)
     return halt

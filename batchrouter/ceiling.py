@@ -99,9 +99,10 @@ class Ceiling:
         self._remember(now)
         self._place(min(top, self._cap), now)
 
-    def lower(self, seen: float, now: float) -> None:
+    def lower(self, seen: float, now: float, long: bool) -> None:
         """The same episode goes on, and shows that even less is accepted than it seemed."""
-        if self._is_rough and self.top is not None and seen < 0.9 * self.top:
+        if (self._is_rough or long) and self.top is not None and seen < 0.9 * self.top:
+            self._is_rough = self._is_rough and not long
             self._place(seen, now)
 
     def cost(self, refusals: int, unit_s: float, asked_s: float) -> None:

@@ -30,6 +30,7 @@ class Job:
     attempts: int = 0
     counted: int = 0
     credit_waits: int = 0
+    misfits: int = 0
     usage: Usage | None = None
     reservation: Reservation | None = None
 

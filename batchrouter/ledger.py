@@ -33,6 +33,7 @@ from batchrouter.jsonl import (
 )
 from batchrouter.records import Outcome, Refusal, Reply
 from batchrouter.removal import finish_interrupted, take_out
+from batchrouter.settings import Model
 from batchrouter.usage import Totals
 
 _SHOWN: Final = 20
@@ -291,9 +292,9 @@ class Ledger:
                 f"{index.path}: {error}; what was recorded is whole, and the index will be rebuilt"
             ) from None
 
-    def write_usage(self) -> None:
+    def write_usage(self, prices: Mapping[str, Model]) -> None:
         """Replace usage.jsonl by the totals as they stand; raises DiskError."""
-        self._replace("usage.jsonl", self.totals.lines())
+        self._replace("usage.jsonl", self.totals.lines(prices))
 
     def write_run(self, about: Mapping[str, Any]) -> None:
         """Replace run.json; raises DiskError."""

@@ -97,6 +97,7 @@ class Pace:
         self._cut_at = -math.inf
         self._cut_nth = 0
         self._trickles = False
+        self._trickle = 1.0
         self._trickle_from = 0.0
         self._row = 0
         self._end = _End(now, 0, 0, _BURST_S)
@@ -113,12 +114,13 @@ class Pace:
     @property
     def requests_per_s(self) -> float:
         """Requests a second; `math.inf` when nothing bounds them."""
-        return self._requests.rate * (_TRICKLE if self._trickles else 1.0)
+        rate = self._requests.rate
+        return rate if not self._trickles else min(rate, max(rate * self._trickle, 0.5 / self._refusal_s))
 
     @property
     def tokens_per_s(self) -> float:
         """Tokens a second; `math.inf` when nothing bounds them."""
-        return self._tokens.rate * (_TRICKLE if self._trickles else 1.0)
+        return self._tokens.rate * (self._trickle if self._trickles else 1.0)
 
     @property
     def concurrency(self) -> int:
@@ -175,6 +177,7 @@ class Pace:
                 self._begin(now, sent, hints)
             self._cut_at, self._cut_nth = now, self._nth
             self._trickles = True
+            self._trickle = _TRICKLE * 0.5**self._row
             self._trickle_from = math.inf
             pause_s = asked_s or self._own_pause_s()
             self._stretch(now, sent, asked_s)
@@ -315,7 +318,7 @@ class Pace:
         seen = self._seen(first, until)
         if len(self._ends) == 1:
             seen = max(seen, self._lately(first, until))
-        self._chosen.lower(seen, now)
+        self._chosen.lower(seen, now, until - first.at > 1.0)
 
     def _stretch(self, now: float, sent: Sent, asked_s: float) -> None:
         exact = asked_s >= 2 or asked_s != int(asked_s)

@@ -46,6 +46,7 @@ from batchrouter.retry import (
     message_of,
     unwrapped,
 )
+from batchrouter.review import Review
 from batchrouter.throttle import Throttle
 from batchrouter.usage import read_usage
 
@@ -99,6 +100,7 @@ class Runner:
         grace_s: float,
         max_outage_s: float,
         budget: Budget,
+        review: Review,
         deadline: Deadline | None = None,
         credit_patience_s: float = 0.0,
         wall: Callable[[], float] = time.time,
@@ -112,6 +114,7 @@ class Runner:
         self._grace_s = grace_s
         self._max_outage_s = max_outage_s
         self._budget = budget
+        self._review = review
         self._budget_freed = asyncio.Event()
         self._deadline = deadline
         self._credit_patience_s = credit_patience_s
@@ -269,6 +272,19 @@ class Runner:
         self._take_evidence(lane, job, now, failed=False, reached=True)
         if self._jury.is_watching:
             self._book(self._jury.answered())
+        if truncated and self._review.grows(job):
+            self._frontier.put_back(job, now, lane)
+            return
+        problem = self._review.problem(job, reply, truncated=truncated)
+        if problem is not None:
+            if self._review.asks_again(job, problem):
+                self._tally.retries += 1
+                self._frontier.put_back(job, now, lane)
+            else:
+                outcome = self._outcome(lane, job, reply, problem, truncated=truncated)
+                self._frontier.done()
+                self._book([Failure(job, outcome, problem[0], problem[1], "row")])
+            return
         self._tally.answered += self._record(self._outcome(lane, job, reply, None, truncated=truncated))
         self._frontier.done()
         self._tally.truncated += truncated

@@ -182,6 +182,7 @@ def _no_constant(name: str) -> None:
 
 
 Changed = Literal["refuse", "rerun", "keep"]
+OnTruncated = Literal["keep", "grow", "fail"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +281,12 @@ class Settings:
     )  # fmt: skip
     dedupe: bool = _option(False, _flag, "", "Send rows with equal bodies once, and answer each of them.")  # noqa: FBT003  (a default, not an argument)
     strict: bool = _option(False, _flag, "", "Stop before sending anything when a row is invalid.")  # noqa: FBT003  (a default, not an argument)
+    on_truncated: OnTruncated = _option(
+        "keep", _one_of("keep", "grow", "fail"), "HOW", "What to do with answers cut off before they said anything."
+    )
+    max_grow: int = _option(32768, _positive, "N", "Largest token budget that --on-truncated grow asks for.")
+    check_json: bool = _option(False, _flag, "", "Check answers against the response_format of their rows.")  # noqa: FBT003  (a default, not an argument)
+    json_attempts: int = _option(2, _positive, "N", "Answers asked for before a row fails as schema_mismatch.")
     max_fail_ratio: float = _option(0.0, _ratio, "R", "Share of failed rows that still counts as success (exit 0).")
     grace: float = _option(30.0, parse_duration, "S", "How long requests in flight may finish after a first Ctrl-C.")
     checkpoint_every: float = _option(1.0, parse_duration, "S", "Longest between two syncs of the files to the disk.")

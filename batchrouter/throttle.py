@@ -78,7 +78,7 @@ class Throttle:
         self._paused_until_s = 0.0
         self._pause_reason = ""
         self._limited_since_s: float | None = None
-        self._probing = ""  # why only one request at a time may leave, if so: limit, credits
+        self._probing = ""  # why only one request at a time may leave, if so: limit, credits, doubt
         self._spent_since_s: float | None = None
         self._spent_seen_s = 0.0
         self._credit_gap_s = 0.0
@@ -203,6 +203,10 @@ class Throttle:
             pause_s = self._max_wait_s
         self.pause(now + pause_s, "cooldown")
         return None
+
+    def probe(self) -> None:
+        """Let one request at a time leave until one is answered."""
+        self._probing = "doubt"
 
     def out_of_credits(self, now: float, sent: Sent, most_s: float) -> bool:
         """Credits are spent: one request at a time is to probe, ever slower. False when that went on for `most_s`."""

@@ -12,8 +12,8 @@ import io
 import resource
 import ssl
 import zlib
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple, Self
 
 import aiohttp
 from multidict import CIMultiDict
@@ -31,6 +31,8 @@ _ERROR_BODY_BYTES: Final = 2**20
 _ERROR_TEXT_CHARACTERS: Final = 2000
 _SPARE_DESCRIPTORS: Final = 64
 _REDACTED: Final = b"[the key]"
+_CATALOGUE_S: Final = 3.0
+_CATALOGUE_BYTES: Final = 16 * 2**20
 _STREAM_END_S: Final = 1.0
 
 
@@ -68,6 +70,20 @@ class _Attempt:
         self.is_fresh = False
 
 
+class Catalogue(NamedTuple):
+    """An endpoint's answer to `GET /models`: its status (0: none came), and the models, each with an `id` (None: it
+    has no catalogue).
+    """
+
+    status: int
+    models: list[dict[str, Any]] | None
+
+    def lacks(self, wanted: Iterable[str]) -> list[str]:
+        """Those models that are not listed; none where nothing is."""
+        known = {model["id"] for model in self.models or ()}
+        return [model for model in wanted if model not in known] if known else []
+
+
 class _Connector(aiohttp.TCPConnector):
     """Tells which attempts had to open a connection of their own (all others were given a kept one)."""
 
@@ -97,6 +113,7 @@ class Transport:
     ) -> None:
         """Raises UsageError when the process may not open that many connections."""
         ensure_descriptors(concurrency)
+        self._base_url = base_url
         self._urls = {
             path: base_url + path for path in ("/chat/completions", "/completions", "/embeddings", "/responses")
         }
@@ -156,6 +173,26 @@ class Transport:
         if attempt is not None:
             attempt.is_fresh = True
             attempt.started_s = attempt.seen_s = self._loop.time()
+
+    # --- the catalogue ---------------------------------------------------------------------------------------------
+
+    async def catalogue(self) -> Catalogue:
+        """What `GET /models` lists; raises nothing."""
+        status = 0
+        try:
+            async with (
+                asyncio.timeout(_CATALOGUE_S),
+                self._session.get(self._base_url + "/models", allow_redirects=False, proxy=self._proxy) as response,
+            ):
+                status = response.status
+                raw = await _read(response, _CATALOGUE_BYTES) if status == OK else None
+            listed = jsontext.loads(self._redact(raw or b"null"))
+        except (aiohttp.ClientError, OSError, ValueError, zlib.error):
+            listed = None
+        models = listed.get("data") if type(listed) is dict else None
+        if type(models) is not list:
+            return Catalogue(status, None)
+        return Catalogue(status, [model for model in models if type(model) is dict and type(model.get("id")) is str])
 
     # --- deadlines -------------------------------------------------------------------------------------------------
 

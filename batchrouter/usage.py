@@ -12,6 +12,7 @@ from typing import Any, Final
 import orjson
 
 from batchrouter.records import Usage
+from batchrouter.settings import Model
 
 _BELIEVABLE: Final = 2**53  # above it a count is noise, and would poison every sum
 
@@ -101,14 +102,19 @@ class Totals:
         else:
             total.failed += 1
 
-    def lines(self) -> bytes:
-        """usage.jsonl: a line a model, then one of all."""
-        rows = [_line("model", model, total) for model, total in sorted(self.by_model.items())]
-        whole = Total()
-        for total in self.by_model.values():
+    def lines(self, prices: Mapping[str, Model]) -> bytes:
+        """usage.jsonl: a line a model, then one of all; a cost is null where a price it needs is not known."""
+        rows, whole, costs = [], Total(), list[float | None]()
+        for model, total in sorted(self.by_model.items()):
+            if not total.attempts and not total.succeeded and not total.failed:
+                continue
+            cost = _cost(total, prices.get(model))
+            costs.append(cost)
+            rows.append(_line("model", model, total, cost))
             for name in Total.__slots__:
                 setattr(whole, name, getattr(whole, name) + getattr(total, name))
-        rows.append(_line("total", "*", whole))
+        known = [cost for cost in costs if cost is not None]
+        rows.append(_line("total", "*", whole, sum(known) if known and len(known) == len(costs) else None))
         return b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
 
     def dump(self) -> dict[str, Any]:
@@ -121,7 +127,14 @@ class Totals:
         return cls({model: Total(**fields) for model, fields in dumped.items()})
 
 
-def _line(scope: str, model: str, total: Total) -> dict[str, Any]:
-    counts = asdict(total)
+def _cost(total: Total, price: Model | None) -> float | None:
+    if not total.total_tokens:
+        return 0.0
+    if price is None:
+        return None
+    return round(price.cost(total.prompt_tokens, total.cached_tokens, total.completion_tokens), 9)
+
+
+def _line(scope: str, model: str, total: Total, cost: float | None) -> dict[str, Any]:
     requests = total.succeeded + total.failed
-    return {"scope": scope, "model": model, "requests": requests, **counts, "cost": None}
+    return {"scope": scope, "model": model, "requests": requests, **asdict(total), "cost": cost}

@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "batchrouter"
 LEVELS = [
     {"errors"},
     {"records", "jsonl", "settings", "jsontext"},
-    {"eventstream", "deltas", "ceiling", "crowd", "hints", "circuit", "bounds"},
+    {"eventstream", "deltas", "ceiling", "crowd", "hints", "circuit", "bounds", "answercheck"},
     {"frontier", "usage", "index", "intake", "routing"},
-    {"sse", "pace", "retry", "rows", "history", "removal"},
+    {"sse", "pace", "retry", "rows", "history", "removal", "review"},
     {"throttle", "jury"},
     {"runner", "ledger", "plan", "transport", "progress"},
     {"batch", "audit", "preview"},
@@ -26,7 +26,7 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
-HEAVY = ["click", "tqdm", "aiohttp.web", "jinja2", "pyarrow", "matplotlib", "uvloop", "zstandard"]
+HEAVY = ["click", "tqdm", "aiohttp.web", "jinja2", "pyarrow", "matplotlib", "uvloop", "zstandard", "jsonschema"]
 
 
 def room_of(path: Path) -> str:

@@ -41,5 +41,5 @@ def test_random_kills_lose_double_and_burn_nothing(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         check_answers(tmp_path / "in.run", rows, served)
         assert read_jsonl(tmp_path / "in.run/errors.jsonl") == []
-        assert served.emulator.stats.requests <= ROWS + AT_ONCE * kills
+        assert served.asked <= ROWS + AT_ONCE * kills
     assert kills == KILLS

@@ -37,7 +37,7 @@ def test_every_answer_stands_beside_the_id_that_asked(tmp_path: Path) -> None:
         before = (tmp_path / "in.run/results.jsonl").read_bytes()
         again = run("run", "in.jsonl", "--concurrency", "64", cwd=tmp_path, env=served.environment)
         assert again.returncode == 0
-        assert served.emulator.stats.requests == 5000
+        assert served.asked == 5000
         assert (tmp_path / "in.run/results.jsonl").read_bytes() == before
 
 
@@ -51,7 +51,7 @@ def test_a_wrong_key_stops_the_run_and_blames_no_row(tmp_path: Path) -> None:
         assert done.returncode == 3
         assert "key is refused" in done.stderr
         assert "sk-wrong-0123456789" not in done.stderr
-        assert served.emulator.stats.requests <= 8
+        assert served.asked <= 8
         assert read_jsonl(tmp_path / "in.run/errors.jsonl") == []
         done = run("run", "in.jsonl", "--concurrency", "8", cwd=tmp_path, env=served.environment)
         assert done.returncode == 0, done.stderr
@@ -73,7 +73,7 @@ def test_kill_9_costs_only_what_was_in_flight(tmp_path: Path, kills: int) -> Non
         done = run("run", "in.jsonl", "--concurrency", "32", cwd=tmp_path, env=served.environment)
         assert done.returncode == 0, done.stderr
         check_answers(tmp_path / "in.run", rows, served)
-        assert served.emulator.stats.requests <= 1500 + 32 * kills
+        assert served.asked <= 1500 + 32 * kills
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -91,10 +91,10 @@ def test_a_signal_lets_what_is_in_flight_finish(tmp_path: Path, number: signal.S
         assert "to go on: " in stderr
         assert "run in.jsonl" in stderr
         answered = len(read_jsonl(results))
-        assert served.emulator.stats.requests == answered < 1000
+        assert served.asked == answered < 1000
         done = run("run", "in.jsonl", cwd=tmp_path, env=served.environment)
         assert done.returncode == 0, done.stderr
-        assert served.emulator.stats.requests == 1000
+        assert served.asked == 1000
         check_answers(tmp_path / "in.run", rows, served)
 
 
@@ -103,7 +103,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in.jsonl", [request_row(n) for n in range(50)])
     with serving(Behaviour(latency=Latency(30.0))) as served:
         with running("run", "in.jsonl", cwd=tmp_path, env=served.environment) as process:
-            wait_until(lambda: served.emulator.stats.in_flight > 0)
+            wait_until(lambda: served.asked > 0)
             process.send_signal(signal.SIGINT)
             time.sleep(0.2)  # a person's second Ctrl-C
             asked = time.monotonic()
@@ -119,7 +119,7 @@ def test_a_second_process_is_turned_away(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in.jsonl", [request_row(n) for n in range(20)])
     with serving(Behaviour(latency=Latency(30.0))) as served:
         with running("run", "in.jsonl", cwd=tmp_path, env=served.environment) as process:
-            wait_until(lambda: served.emulator.stats.in_flight > 0)
+            wait_until(lambda: served.asked > 0)
             second = run("run", "in.jsonl", cwd=tmp_path, env=served.environment)
             assert second.returncode == 75
             assert f"process {process.pid} since " in second.stderr
@@ -150,7 +150,7 @@ def test_a_file_of_mistakes_names_each_of_them(tmp_path: Path) -> None:
     with serving() as served:
         done = run("run", "in.jsonl", cwd=tmp_path, env=served.environment)
         assert done.returncode == 1
-        assert served.emulator.stats.requests == 1
+        assert served.asked == 1
         errors = {row["batchrouter"]["line"]: row for row in read_jsonl(tmp_path / "in.run/errors.jsonl")}
         assert sorted(errors) == [1, 2, 3, 6, 7, 8]
         assert {row["error"]["code"] for line, row in errors.items() if line != 8} == {"invalid_row"}
@@ -161,7 +161,7 @@ def test_a_file_of_mistakes_names_each_of_them(tmp_path: Path) -> None:
         strict = run("run", "in.jsonl", "-o", "strict.run", "--strict", cwd=tmp_path, env=served.environment)
         assert strict.returncode == 2
         assert "in.jsonl:1: " in strict.stderr
-        assert served.emulator.stats.requests == 1
+        assert served.asked == 1
 
 
 def test_usage_is_the_sum_of_the_rows(tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ class Served:
         return asyncio.run_coroutine_threadsafe(on_loop(), self._loop).result(PATIENCE_S)
 
     @property
+    def asked(self) -> int:
+        """How many chat completions were asked for."""
+        return self.emulator.stats.by_path["/v1/chat/completions"]
+
+    @property
     def environment(self) -> dict[str, str]:
         return {"WORLDROUTER_BASE_URL": self.emulator.base_url, "WORLDROUTER_API_KEY": self.emulator.key}
 
