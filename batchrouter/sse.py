@@ -99,15 +99,17 @@ class Assembly:
     """One stream on its way to one answer: `feed` it what arrives, ask for the `result` at the end.
 
     `started` turns True with the first output, so that the caller can stamp the time to first token.
+    `events` counts what was said: comments, which keep a connection alive and prove nothing, are not among them.
     `finished` turns True when nothing that follows can change the result ([DONE], an error, an event that
     cannot be read): the caller may stop reading.
     """
 
-    __slots__ = ("_choices", "_events", "_fields", "_repeated", "_verdict", "finished", "started")
+    __slots__ = ("_choices", "_events", "_fields", "_repeated", "_verdict", "events", "finished", "started")
 
     def __init__(self) -> None:
         self.started = False
         self.finished = False
+        self.events = 0
         self._events = Events()
         self._fields: dict[str, Any] = {}
         self._repeated: dict[str, Any] = {}  # the last chunk without its choices
@@ -140,6 +142,7 @@ class Assembly:
 
     def _take(self, events: list[Event]) -> None:
         """Read events until one settles the result."""
+        self.events += len(events)
         for name, data in events:
             try:
                 self._event(name, loads(data))

@@ -58,16 +58,23 @@ class Redactor:
 class _Attempt:
     """One request under way, as the sweep sees it."""
 
-    __slots__ = ("expired", "is_fresh", "response", "seen_bytes", "seen_s", "started_s", "task")
+    __slots__ = ("assembly", "expired", "is_fresh", "response", "seen", "seen_s", "started_s", "task")
 
     def __init__(self, task: asyncio.Task[Any], now: float) -> None:
         self.task = task
         self.started_s = now
         self.seen_s = now
-        self.seen_bytes = -1
+        self.seen = -1
         self.response: aiohttp.ClientResponse | None = None
+        self.assembly: Assembly | None = None
         self.expired = ""
         self.is_fresh = False
+
+    def progress(self) -> int:
+        """A figure that grows with what arrives: bytes, or of a stream its events (not what only keeps it alive)."""
+        if self.assembly is not None:
+            return self.assembly.events
+        return -1 if self.response is None else self.response.content.total_bytes
 
 
 class Catalogue(NamedTuple):
@@ -200,10 +207,9 @@ class Transport:
         """End what is past its deadline, or had no byte for too long."""
         now = self._loop.time()
         for attempt in self._by_task.values():
-            response = attempt.response
-            received = -1 if response is None else response.content.total_bytes
-            if received != attempt.seen_bytes:
-                attempt.seen_bytes, attempt.seen_s = received, now
+            progress = attempt.progress()
+            if progress != attempt.seen:
+                attempt.seen, attempt.seen_s = progress, now
             if attempt.expired:
                 continue
             if now - attempt.started_s >= self._timeout_s:
@@ -250,7 +256,7 @@ class Transport:
         try:
             status = response.status
             if status == OK and (request.streamed or response.content_type == "text/event-stream"):
-                return await self._read_stream(response, started)
+                return await self._read_stream(response, attempt, started)
             bound = self._max_bytes if status == OK else min(_ERROR_BODY_BYTES, self._max_bytes)
             raw = await _read(response, bound)
             latency_s = self._loop.time() - started
@@ -276,8 +282,8 @@ class Transport:
             return Fault("bad_response", "the answer is JSON, but no object", latency_s)
         return Reply(OK, response.headers, body, latency_s)
 
-    async def _read_stream(self, response: aiohttp.ClientResponse, started: float) -> Reply | Fault:
-        assembly = Assembly()
+    async def _read_stream(self, response: aiohttp.ClientResponse, attempt: _Attempt, started: float) -> Reply | Fault:
+        assembly = attempt.assembly = Assembly()
         ttft_s = None
         left = self._max_bytes
         content = response.content
@@ -292,7 +298,7 @@ class Transport:
         latency_s = self._loop.time() - started
         body = assembly.result()
         if isinstance(body, Incomplete):
-            return Fault("bad_response", body.message, latency_s)
+            return Fault("bad_response", self._redact.text(body.message), latency_s)
         if not content.at_eof():  # the end that follows [DONE] keeps the connection usable
             try:
                 async with asyncio.timeout(_STREAM_END_S):

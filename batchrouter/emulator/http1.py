@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from batchrouter.emulator.plays import Asked
@@ -9,6 +10,7 @@ from batchrouter.emulator.plays import Asked
 _LONGEST_HEAD_BYTES: Final = 256 * 1024
 _LONGEST_BODY_BYTES: Final = 256 * 2**20
 _REQUEST_LINE_WORDS: Final = 3
+_HEX: Final = re.compile(rb"[0-9a-fA-F]{1,16}")
 
 
 class BadRequestError(Exception):
@@ -78,10 +80,7 @@ class Reader:
         parts: list[bytes] = []
         at = 0
         while (end := self._buffer.find(b"\r\n", at)) >= 0:
-            try:
-                size = int(self._buffer[at:end].split(b";")[0], 16)
-            except ValueError:
-                raise BadRequestError(400, "a chunk's size is no number") from None
+            size = _chunk_size(bytes(self._buffer[at:end]))
             start = end + 2
             if size == 0:
                 done = self._buffer.find(b"\r\n", start)
@@ -94,6 +93,13 @@ class Reader:
             parts.append(bytes(self._buffer[start : start + size]))
             at = start + size + 2
         return None
+
+
+def _chunk_size(line: bytes) -> int:
+    digits = line.partition(b";")[0].strip()
+    if not _HEX.fullmatch(digits):
+        raise BadRequestError(400, "a chunk's size is no number")
+    return int(digits, 16)
 
 
 def _headers(lines: list[str]) -> dict[str, str]:

@@ -40,6 +40,9 @@ class Limits:
     scope: Literal["key", "model"] = "key"
 
 
+_ROUNDING: Final = 1e-6  # of floats: a millionth is nobody's token
+
+
 class Meter(Protocol):
     """One limit's memory: what was used, and when there is room again."""
 
@@ -67,7 +70,8 @@ class TokenBucket:
 
     def wait_s(self, amount: float, now: float) -> float:
         """Seconds until the bucket holds the amount."""
-        return max(0.0, (min(amount, self._depth) - self._filled(now)) / self._rate)
+        missing = min(amount, self._depth) - self._filled(now)
+        return missing / self._rate if missing > _ROUNDING else 0.0
 
     def take(self, amount: float, now: float) -> None:
         """Takes the amount out; one larger than the bucket leaves a debt."""
@@ -75,7 +79,7 @@ class TokenBucket:
 
     def remaining(self, now: float) -> float:
         """What the bucket holds."""
-        return max(0.0, self._filled(now))
+        return max(0.0, self._filled(now) + _ROUNDING)
 
     def reset_s(self, now: float) -> float:
         """Seconds until it is full."""
@@ -84,8 +88,7 @@ class TokenBucket:
     def _filled(self, now: float) -> float:
         self._level = min(self._depth, self._level + max(0.0, now - self._at) * self._rate)
         self._at = now
-        # A millionth is the float's rounding and nobody's token.
-        return self._level + 1e-6 if self._level < self._depth else self._level
+        return self._level
 
 
 class SlidingWindow:

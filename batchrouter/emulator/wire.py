@@ -103,6 +103,8 @@ class Connection(asyncio.Protocol):
 
     async def _perform(self, steps: Iterable[type_of_step]) -> None:
         for step in steps:
+            if self._transport is None or self._transport.is_closing():
+                await asyncio.Event().wait()  # the client has left; asyncio tells us in a moment and cancels this
             if isinstance(step, bytes):
                 self._write(step)
                 await self._writable.wait()

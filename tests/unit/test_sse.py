@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import sys
+import traceback
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.properties import unhurried
 from kit.streams import (
     DONE,
     HEAD,
@@ -41,6 +44,7 @@ HELLO_ANSWER = answer(choice(content="Héllo"))
 MESSAGES: dict[str, tuple[bytes, Any]] = {
     "content": (sse(*HELLO, STOP) + DONE, HELLO_ANSWER),
     "role in each delta": (told(*({"role": "assistant", "content": c} for c in "ab")), answer(choice(content="ab"))),
+    "no role but an empty one": (told({"role": "", "content": "x"}), answer(choice(content="x"))),
     "no role at all": (told({"content": "x"}), answer(choice(content="x"))),
     "the first role that is one": (told({"role": ""}, {"role": "tool"}, {"role": None}), answer(choice(role="tool"))),
     "empty content": (told({"content": ""}, end="length"), answer(choice("length", content=""))),
@@ -162,8 +166,8 @@ MERGED: dict[str, tuple[bytes, Any]] = {
         answer(choice(x=[{"index": 0, "t": "aA"}, {"index": 1, "t": "b"}, 5])),
     ),
     "an index that is no integer": (
-        told(*({"x": [{"index": index}]} for index in (True, 0.0, "0", None))),
-        answer(choice(x=[{"index": True}, {"index": 0.0}, {"index": "0"}, {"index": None}])),
+        told(*({"x": [{"index": index}]} for index in ("0", True, 0.0, None))),
+        answer(choice(x=[{"index": "0"}, {"index": True}, {"index": 0.0}, {"index": None}])),
     ),
     "objects merge": (
         told({"x": {"a": "1", "b": {"c": "2"}}}, {"x": {"a": "1", "b": {"c": "2", "d": None}}}),
@@ -273,6 +277,7 @@ ERRORS: dict[str, tuple[bytes, Any]] = {
         {"error": {"message": "the stream ended with finish reason 'error'"}},
     ),
     "a choice's own": (sse(*HELLO, chunk(said({}, "error", error={"code": 502}))), {"error": {"code": 502}}),
+    "a choice's own, with another end": (sse(chunk(said({}, "stop", error={"code": 5}))), {"error": {"code": 5}}),
     "a failed response": (sse({"type": "response.failed", "response": {"error": {"code": 1}}}), {"error": {"code": 1}}),
     "a failed response without a reason": (
         sse({"type": "response.failed", "response": {"error": None}}),
@@ -338,6 +343,7 @@ def test_fed_whole_and_byte_by_byte(case: str) -> None:
     assert assembled(stream[at : at + 1] for at in range(len(stream))) == expected
 
 
+@unhurried
 @given(st.sampled_from(SMALL), st.lists(st.integers(0, 4000), max_size=8))
 def test_fed_in_any_pieces(case: str, places: list[int]) -> None:
     """Each stream has this result however it is cut, empty pieces too."""
@@ -389,6 +395,8 @@ def test_started_with_the_first_output(delta: Any, speaks: bool) -> None:  # noq
 def test_started_in_streams_of_other_kinds(event: dict[str, Any]) -> None:
     """A completion's text, a whole message and a response's delta are output too."""
     assembly = Assembly()
+    assembly.feed(sse({"type": "response.created", "response": {}}, {"type": "ping"}))
+    assert not assembly.started
     assembly.feed(sse(event))
     assert assembly.started
 
@@ -414,6 +422,22 @@ def test_finished_when_nothing_can_change_the_result(last: bytes, finished: bool
     assert assembly.finished is finished
 
 
+def test_result_asked_for_where_the_stack_is_nearly_full() -> None:
+    """What could be merged but cannot be built, because the caller stands deeper, is not whole: nothing raises."""
+    assembly = Assembly()
+    assembly.feed(
+        b'data: {"choices":[{"delta":' + b'{"a":' * 200 + b"1" + b"}" * 200 + b',"finish_reason":"stop"}]}\n\n'
+    )
+
+    def deeper(levels: int) -> dict[str, Any] | Incomplete:
+        return deeper(levels - 1) if levels else assembly.result()
+
+    assert isinstance(assembly.result(), dict)
+    frames = sum(1 for _ in traceback.walk_stack(None))
+    full = deeper(sys.getrecursionlimit() - frames - 60)
+    assert full == Incomplete("an event is nested too deeply to be merged")
+
+
 def test_linear_in_bytes() -> None:
     """One event of 8 MB in pieces of 64 bytes, and 100,000 deltas, are assembled well within the suite's time limit.
 
@@ -437,6 +461,7 @@ def mutated(stream: bytes, dice: random.Random) -> bytes:
     return bytes(mutant)
 
 
+@unhurried
 @given(st.sampled_from(SMALL), st.randoms(use_true_random=False))
 def test_no_mutant_raises(case: str, dice: random.Random) -> None:
     """A damaged stream has a result, the same in pieces; a message is one line, and a chat answer has its ends."""
@@ -451,6 +476,7 @@ def test_no_mutant_raises(case: str, dice: random.Random) -> None:
             assert all(one["finish_reason"] for one in choices)
 
 
+@unhurried
 @given(st.binary())
 def test_no_bytes_raise(noise: bytes) -> None:
     """Nor do any bytes raise, alone, as an event's data, or as a choice."""
@@ -490,6 +516,7 @@ json_values = st.recursive(
 )
 
 
+@unhurried
 @given(st.lists(json_values, max_size=5))
 def test_no_json_raises(values: list[Any]) -> None:
     """Nor does any JSON with the known names in unknown places, as events or as choices and deltas."""

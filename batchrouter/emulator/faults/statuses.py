@@ -58,9 +58,9 @@ def statuses() -> Iterator[Fault]:
 
 def _status(status: int) -> type_of_play:
     def play(scene: Scene) -> Play:
-        if status == HTTPStatus.NO_CONTENT or 300 <= status < 400:  # noqa: PLR2004 (no body, no Location)
+        if status == HTTPStatus.NO_CONTENT or 300 <= status < 400:
             return Whole(status, scene.headers, b"")
-        if status < 300:  # noqa: PLR2004 (a success that is not a 200)
+        if status < 300:
             return Whole(status, (*JSON, *scene.headers), orjson.dumps(scene.completion))
         return _error(scene, status, code=scene.argument)
 
@@ -68,7 +68,7 @@ def _status(status: int) -> type_of_play:
 
 
 def _error(scene: Scene, status: int, *, code: str = "", more: type_of_headers = (), message: str = "") -> Whole:
-    family = "server_error" if status >= 500 else "invalid_request_error"  # noqa: PLR2004 (the 5xx)
+    family = "server_error" if status >= 500 else "invalid_request_error"
     kind, usual = _KINDS.get(status, (family, ""))
     body = problem(message or f"The emulator plays HTTP {status}.", kind=kind, code=code or usual or None)
     return Whole(status, (*JSON, *scene.headers, *more), body)
