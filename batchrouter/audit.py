@@ -200,6 +200,6 @@ def repair(directory: Path) -> list[str]:
             plan.index.close()
             plan = make(sources, shaping, ledger, changed="keep")
         ledger.note("repair", done=len(ledger.notes))
-        ledger.note("stop", exit_code=0, reason="repaired")
+        ledger.note("stop", reason="repaired")
         ledger.write_usage(prices_of(about))
         return list(ledger.notes)

@@ -396,11 +396,7 @@ async def _show(observer: Observer, tally: Tally, lanes: _Lanes) -> None:
 def _close_books(ledger: Ledger, prices: Mapping[str, Model], halt: Halt | None) -> Halt | None:
     """The last checkpoint and the totals; a disk that fails now is the reason, if there is none yet."""
     try:
-        ledger.note(
-            "stop",
-            exit_code=halt.exit_code if halt else 0,
-            reason=halt.reason if halt else "all rows have ended",
-        )
+        ledger.note("stop", reason=halt.reason if halt else "all rows have ended")
         ledger.checkpoint()()
         ledger.write_usage(prices)
     except DiskError as error:

@@ -93,7 +93,7 @@ class Ceiling:
             self._is_rough = False
             self._doubts = max(0, self._doubts - 1)
             self._drop = max(0.7 * self._drop, _DROPS[0])
-            self._lean = 0.3 if self._dear else min(self._lean + 0.2, 0.9)
+            self._lean = 0.3 if self._dear else min(self._lean + 0.15, 0.6)
             seen = max(seen, lately)
             top = seen + self._lean * (before - seen)
         self._remember(now)
@@ -109,7 +109,7 @@ class Ceiling:
         """What the episode has cost so far: refusals, at `unit_s` each, and the pause asked for. The dearer, the
         longer until the next.
         """
-        refused_s = 70 * refusals * unit_s
+        refused_s = 100 * refusals * unit_s
         pause_s = min(20 * asked_s, max(30.0, asked_s))
         climb_s = max(refused_s / 2, min(pause_s / 2, _CLIMBS_S[1]))
         if self._is_rough:

@@ -19,13 +19,14 @@ _LONGEST_PROBE_GAP_S: Final = 4.5  # an outage's end is noticed within 5 s
 
 
 class Circuit:
-    """One endpoint's state of health. `ended` takes in every attempt; `open_since` is null while all is well."""
+    """One endpoint's state of health. `answered` and `failed` take in attempts; `open_since` is null while all is well."""
 
     def __init__(self) -> None:
         self._recent: deque[tuple[int | None, bool]] = deque(maxlen=_MOST_OF)
         self._gap_s = 0.0
         self._next_probe_s = 0.0
         self.open_since: float | None = None
+        self.answers = 0
 
     @property
     def is_open(self) -> bool:
@@ -37,19 +38,24 @@ class Circuit:
         """Whether the endpoint answered lately: then what fails is the row's own doing."""
         return any(not failed for _, failed in self._recent)
 
-    def ended(self, row: int | None, now: float, *, failed: bool) -> bool:
-        """Take in an attempt of `row` (None: of no row in particular, as when there was no connection); true when the
-        circuit opened or closed by it.
-        """
-        if self.open_since is not None:
-            if failed:
-                return False
+    def answered(self) -> bool:
+        """Take in an attempt that brought an answer; true when the circuit closed by it."""
+        self.answers += 1
+        closes = self.open_since is not None
+        if closes:
             self.open_since = None
             self._recent.clear()
-            self._recent.append((row, False))
-            return True
-        self._recent.append((row, failed))
-        if not failed or not self._has_cause():
+        self._recent.append((0, False))
+        return closes
+
+    def failed(self, row: int | None, now: float) -> bool:
+        """Take in an attempt of `row` that failed by the endpoint (None: of no row in particular, as when there was no
+        connection); true when the circuit opened by it.
+        """
+        if self.open_since is not None:
+            return False
+        self._recent.append((row, True))
+        if not self._has_cause():
             return False
         self.open_since = now
         self._gap_s = _FIRST_PROBE_S

@@ -24,13 +24,19 @@ _RETRIES_AT_ONCE: Final = 10.0  # … and this many more at once, so that a few 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A row on its way: `attempts` were sent, `counted` of them count against it, `usage` is what they reported."""
+    """A row on its way: `attempts` were sent, `counted` of them count against it, `usage` is what they reported.
+
+    `failed_at` is how many answers its lane had had when it last failed; it is `suspect` once it has failed again
+    although others were answered in between: what fails then says more of the row than of the endpoint.
+    """
 
     request: Request
     attempts: int = 0
     counted: int = 0
     credit_waits: int = 0
     misfits: int = 0
+    failed_at: int | None = None
+    suspect: bool = False
     usage: Usage | None = None
     reservation: Reservation | None = None
 

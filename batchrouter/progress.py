@@ -229,9 +229,10 @@ def _postfix(tally: Tally, lanes: Sequence[Shown]) -> str:
 
 def tell(event: str, about: Mapping[str, Any]) -> str:
     """An event as a line for people."""
-    return f"{event.replace('_', ' ')}: " + ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in about.items()
-    )
+    details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items())
+    if event == "notice":
+        return f"batchrouter: {about['text']}"
+    return f"batchrouter: {event.replace('_', ' ')}" + (f" ({details})" if details else "")
 
 
 def short_time(seconds: float) -> str:

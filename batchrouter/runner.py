@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol, assert_never
+from typing import Final, Literal, Protocol
 
 from batchrouter.bounds import Budget, Deadline
 from batchrouter.errors import BatchrouterError, DiskError
@@ -269,7 +269,7 @@ class Runner:
         """Book an answered row."""
         if self._deadline is not None:
             self._deadline.answered(reply.latency_s)
-        self._take_evidence(lane, job, now, failed=False, reached=True)
+        self._take_answer(lane)
         if self._jury.is_watching:
             self._book(self._jury.answered())
         if truncated and self._review.grows(job):
@@ -298,7 +298,7 @@ class Runner:
                 job.credit_waits += 1
                 lane.throttle.pause(now + wait_s, "credits")
                 self._frontier.put_back(job, now, lane)
-            case Again(wait_s, blame):
+            case Again(wait_s, "endpoint" | "row" as blame):
                 self._take_failure(lane, job, answer, now, blame)
                 self._tally.retries += 1
                 self._frontier.put_back(job, now + wait_s, lane)
@@ -310,10 +310,8 @@ class Runner:
                 waits = halt.exit_code == CREDITS_SPENT and self._credit_patience_s > 0
                 if not (waits and lane.throttle.out_of_credits(now, sent, self._credit_patience_s)):
                     self.stop(halt)
-            case Accept():
-                raise AssertionError("an answer is never refused")
             case _:
-                assert_never(verdict)
+                raise AssertionError("an answer is never refused, and a limit is not handled here")
 
     def _settle(self, job: Job, answer: Reply | Fault, used: Usage | None) -> None:
         if job.reservation is not None:
@@ -322,29 +320,42 @@ class Runner:
             job.reservation = None
             self._budget_freed.set()
 
-    def _take_failure(self, lane: Lane, job: Job, answer: Reply | Fault, now: float, blame: str) -> None:
-        self._last_trouble = (
-            answer.message if isinstance(answer, Fault) else f"{answer.status}: {message_of(answer.body)}"
-        )
-        reached = not isinstance(answer, Fault) or answer.reached
-        self._take_evidence(lane, job, now, failed=blame == "endpoint", reached=reached)
-        if reached and not lane.throttle.circuit.is_open:
+    def _take_failure(self, lane: Lane, job: Job, answer: Reply | Fault, now: float, blame: Blame) -> None:
+        """Count a failure against its row, and take it as evidence for or against the endpoint."""
+        circuit = lane.throttle.circuit
+        if blame == "row":
+            self._take_answer(lane)
+        else:
+            self._last_trouble = _trouble(answer)
+            reached = not isinstance(answer, Fault) or answer.reached
+            job.suspect = job.suspect or (job.failed_at is not None and circuit.answers > job.failed_at)
+            job.failed_at = circuit.answers
+            if not reached:
+                self._take_evidence(lane, job, None, now)
+                return
+            if not job.suspect:
+                self._take_evidence(lane, job, job.request.n, now)
+        if not circuit.is_open:
             job.counted += 1
 
-    def _take_evidence(self, lane: Lane, job: Job, now: float, *, failed: bool, reached: bool) -> None:
+    def _take_answer(self, lane: Lane) -> None:
+        """The endpoint answered somebody, be it with a refusal: it is not down."""
+        if lane.throttle.circuit.answered():
+            lane.throttle.note("circuit_closed")
+
+    def _take_evidence(self, lane: Lane, job: Job, row: int | None, now: float) -> None:
         """Tell the circuit; when it opens, what failed by the endpoint is no longer held against the rows."""
         circuit = lane.throttle.circuit
-        if not circuit.ended(job.request.n if reached else None, now, failed=failed):
+        if not circuit.failed(row, now):
             return
-        lane.throttle.circuit_changed()
-        if circuit.is_open:
-            asyncio.get_running_loop().call_later(self._max_outage_s, self._end_outage, lane, circuit.open_since)
-            job.counted = 0
-            for waiting in self._frontier.jobs_waiting(lane):
-                waiting.counted = 0
-            for failure in self._jury.excused():
-                failure.job.counted = 0
-                self._frontier.add(failure.job, now, self._lane_of(failure.job.request))
+        lane.throttle.note("circuit_open", reason=self._last_trouble)
+        asyncio.get_running_loop().call_later(self._max_outage_s, self._end_outage, lane, circuit.open_since)
+        job.counted = 0
+        for waiting in self._frontier.jobs_waiting(lane):
+            waiting.counted = 0
+        for failure in self._jury.excused():
+            failure.job.counted = 0
+            self._frontier.add(failure.job, now, self._lane_of(failure.job.request))
 
     def _end_outage(self, lane: Lane, since_s: float | None) -> None:
         """Stop when the outage that began then still lasts."""
@@ -381,6 +392,11 @@ class Runner:
     ) -> Outcome:
         request = job.request
         return Outcome(request, reply, error, job.attempts, job.usage, truncated, request.model, lane.endpoint)
+
+
+def _trouble(answer: Reply | Fault) -> str:
+    """What went wrong at the endpoint, in one line."""
+    return answer.message if isinstance(answer, Fault) else f"{answer.status}: {message_of(answer.body)}"
 
 
 def disk_halt(error: BatchrouterError) -> Halt:

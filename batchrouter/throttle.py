@@ -68,7 +68,7 @@ class Throttle:
         self.in_flight = 0
         self.lost_s: dict[str, float] = {}
         self._max_wait_s = max_wait_s
-        self._note = note
+        self.note = note
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._slot_free = asyncio.Event()
@@ -229,12 +229,8 @@ class Throttle:
             return
         seconds = until_s - self._loop.time()
         if seconds >= 1:
-            self._note(reason, seconds=round(seconds, 3))
+            self.note(reason, seconds=round(seconds, 3))
         self._paused_until_s, self._pause_reason = until_s, reason
-
-    def circuit_changed(self) -> None:
-        """The circuit opened or closed."""
-        self._note("circuit_open" if self.circuit.is_open else "circuit_closed")
 
     def state(self) -> str:
         """What holds the run up now, in a few words; empty when nothing does."""
