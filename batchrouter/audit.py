@@ -6,6 +6,7 @@ and the log is laid over it; every finding names its file and what to do.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,10 +52,10 @@ class Audit:
 def read_about(directory: Path) -> dict[str, Any]:
     """run.json; raises UsageError where there is none."""
     try:
-        about = orjson.loads((directory / "run.json").read_bytes())
+        about = json.loads((directory / "run.json").read_bytes())
     except OSError:
         raise UsageError(f"{directory} is no run directory: it has no run.json") from None
-    except orjson.JSONDecodeError:
+    except ValueError:
         raise UsageError(f"{directory / 'run.json'} is damaged; start the run again to write it anew") from None
     return dict(about)
 

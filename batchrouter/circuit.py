@@ -64,13 +64,11 @@ class Circuit:
 
     def _has_cause(self) -> bool:
         recent = self._recent
-        if len(recent) == _MOST_OF and sum(failed for _, failed in recent) >= _MOST:
-            return True
-        if len(recent) < _ALL_OF:
-            return False
-        last = [recent[-1 - i] for i in range(_ALL_OF)]
-        rows = {row for row, _ in last}
-        return all(failed for _, failed in last) and (len(rows) >= _ROWS or None in rows)
+        failed = [row for row, failed in recent if failed]
+        if len(recent) == _MOST_OF and len(failed) >= _MOST:
+            return _are_many(failed)
+        last = [recent[-1 - i] for i in range(min(_ALL_OF, len(recent)))]
+        return len(last) == _ALL_OF and all(failed for _, failed in last) and _are_many([row for row, _ in last])
 
     def probe_in_s(self, now: float) -> float:
         """Seconds until the next probe may leave (0: now)."""
@@ -80,3 +78,8 @@ class Circuit:
         """A probe leaves; the next one waits longer."""
         self._gap_s = min(_LONGEST_PROBE_GAP_S, self._gap_s * _PROBE_GROWTH)
         self._next_probe_s = now + self._gap_s
+
+
+def _are_many(rows: list[int | None]) -> bool:
+    """Whether these are enough rows to say that it is not theirs (without a connection it is nobody's)."""
+    return len(set(rows)) >= _ROWS or None in rows

@@ -33,7 +33,6 @@ class Job:
     request: Request
     attempts: int = 0
     counted: int = 0
-    credit_waits: int = 0
     misfits: int = 0
     failed_at: int | None = None
     suspect: bool = False
@@ -138,8 +137,7 @@ class Frontier:
         had_room = self._has_room()
         self._waiting_bytes -= len(job.request.body)
         if not had_room and self._has_room():
-            for other in self._queues.values():
-                other.wake_one()
+            self._wake_all()  # fresh rows may be drawn again, by everybody
         if queue.idle:
             queue.arm()  # the next one may be due as well
         return job

@@ -16,10 +16,11 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from batchrouter import jsontext
 from batchrouter.errors import DiskError
 from batchrouter.jsonl import sync_file
 
-VERSION: Final = 2
+VERSION: Final = 3
 PENDING, ANSWERED, FAILED = 0, 1, 2  # row.state
 LOG_OF: Final = {ANSWERED: "results.jsonl", FAILED: "errors.jsonl"}
 REQUEST, INVALID, DUPLICATE = 0, 1, 2  # row.kind
@@ -30,6 +31,9 @@ _WHICH: Final = {
     "leader": "kind = 0 AND NOT EXISTS (SELECT 1 FROM row earlier WHERE earlier.digest = row.digest"
     " AND earlier.n < row.n AND earlier.state = 0 AND earlier.kind = 0)",
 }
+# Damage that SQLite itself does not notice shows in these: over what never changes, and over what `commit` adds to.
+_PLAN_SUMS: Final = ("n", "file * 7 + line * 5 % 1000003", "start % 1000003", "length", "kind * 3 + model")
+_STATE_SUMS: Final = ("state * (n % 1009 + 1)", "at % 1000003 * (n % 1009 + 1)")
 _SCHEMA: Final = """
 CREATE TABLE row(
   n INTEGER PRIMARY KEY, key BLOB NOT NULL, digest BLOB NOT NULL,
@@ -37,7 +41,7 @@ CREATE TABLE row(
   kind INTEGER NOT NULL, model INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0, at INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-_CACHE_KIB: Final = 8192
+_CACHE: Final = "PRAGMA cache_size=-8192"  # KiB
 
 
 class Unusable(Exception):  # noqa: N818  (a finding, not a mishap)
@@ -105,8 +109,10 @@ class Index:
         """The index at `path`, checked; raises Unusable."""
         if not path.is_file() or path.is_symlink():
             raise Unusable("there is none")
-        index = cls(_connect(path), path)
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+        index = cls(connection, path)
         try:
+            connection.execute(_CACHE)
             index._verify()
         except sqlite3.Error as error:
             index.close()
@@ -142,7 +148,15 @@ class Index:
         """Declare a built index valid: only now would `open` take it."""
         sync_file(self.path)
         self._connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
-        self.put_meta({"version": VERSION, "rows": self._one("SELECT count(*) FROM row"), **meta})
+        self.put_meta(
+            {
+                "version": VERSION,
+                "rows": self._one("SELECT count(*) FROM row"),
+                "plan_sums": self._sums(_PLAN_SUMS),
+                "sums": self._sums(_STATE_SUMS),
+                **meta,
+            }
+        )
 
     def _verify(self) -> None:
         self._connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
@@ -152,15 +166,13 @@ class Index:
         count, highest = self._connection.execute("SELECT count(*), max(n) FROM row").fetchone()
         if count != meta.get("rows") or (count and highest != count - 1):
             raise Unusable("rows are missing")
-        if self._sums() != meta.get("sums"):
+        if self._sums(_PLAN_SUMS) != meta.get("plan_sums") or self._sums(_STATE_SUMS) != meta.get("sums"):
             raise Unusable("its contents do not add up")
 
-    def _sums(self) -> list[int]:
-        """What the state of all rows adds up to: kept beside them, so that damage shows."""
-        found = self._connection.execute(
-            "SELECT coalesce(sum(state = 1), 0), coalesce(sum(state = 2), 0), coalesce(sum(at), 0) FROM row"
-        ).fetchone()
-        return list(found)
+    def _sums(self, terms: Iterable[str]) -> list[int]:
+        """What columns of all rows add up to: kept beside them, so that damage shows."""
+        columns = ", ".join(f"coalesce(sum({term}), 0)" for term in terms)
+        return list(self._connection.execute(f"SELECT {columns} FROM row").fetchone())  # noqa: S608  (as above)
 
     def _one(self, query: str, *values: object) -> Any:
         return self._connection.execute(query, values).fetchone()[0]
@@ -168,8 +180,10 @@ class Index:
     def meta(self) -> dict[str, Any]:
         """What was put by `put_meta`; raises Unusable where it cannot be read."""
         try:
-            return {name: orjson.loads(value) for name, value in self._connection.execute("SELECT * FROM meta")}
-        except (sqlite3.Error, orjson.JSONDecodeError) as error:
+            return {
+                name: jsontext.loads(value.encode()) for name, value in self._connection.execute("SELECT * FROM meta")
+            }
+        except (sqlite3.Error, jsontext.NotJson, AttributeError, ValueError) as error:
             raise Unusable(str(error)) from None
 
     def put_meta(self, values: dict[str, Any]) -> None:
@@ -178,7 +192,7 @@ class Index:
             self._put_meta(values)
 
     def _put_meta(self, values: dict[str, Any]) -> None:
-        rows = [(name, orjson.dumps(value).decode()) for name, value in values.items()]
+        rows = [(name, jsontext.dumps(value).decode()) for name, value in values.items()]
         self._connection.executemany("INSERT OR REPLACE INTO meta VALUES(?,?)", rows)
 
     @contextlib.contextmanager
@@ -287,7 +301,7 @@ class Index:
         """Take all rows for pending again: the log was rewritten and is to be loaded from its start."""
         with self._transaction():
             self._connection.execute("UPDATE row SET state = 0, at = 0 WHERE state <> 0")
-            self._put_meta({"sums": [0, 0, 0], "marks": None})
+            self._put_meta({"sums": self._sums(_STATE_SUMS), "marks": None})
 
     def repeats(self, logged: Iterable[Logged]) -> dict[str, list[int]]:
         """Log name -> starts (ascending) of lines whose row has an earlier one; an answer counts as earlier."""
@@ -307,7 +321,7 @@ class Index:
         """Book the loaded lines on their rows, together with the marks and totals that account for them."""
         with self._transaction():
             self._connection.execute("UPDATE row SET state = l.state, at = l.at FROM logged l WHERE row.key = l.key")
-            self._put_meta({**meta, "sums": self._sums()})
+            self._put_meta({**meta, "sums": self._sums(_STATE_SUMS)})
         self._connection.execute("DROP TABLE logged")
 
     def commit(self, done: list[tuple[int, int, int]], meta: dict[str, Any]) -> None:
@@ -322,11 +336,9 @@ class Index:
                 " FROM json_each(?) j WHERE row.n = json_extract(j.value, '$[0]')",
                 (orjson.dumps(done).decode(),),
             )
-            answered = sum(state == ANSWERED for _, state, _ in done)
             sums = [
-                before[0] + answered,
-                before[1] + len(done) - answered,
-                before[2] + sum(at for *_, at in done),
+                before[0] + sum(state * (n % 1009 + 1) for n, state, _ in done),
+                before[1] + sum(at % 1000003 * (n % 1009 + 1) for n, _, at in done),
             ]
             self._put_meta({**meta, "sums": sums})
 
@@ -335,6 +347,10 @@ class Index:
         query = f"SELECT {_PLANNED}, state, at FROM row ORDER BY n"  # noqa: S608  (as above)
         for found in self._connection.execute(query):
             yield Planned(*found[:9]), found[9], found[10]
+
+    def distrust(self) -> None:
+        """See to it that nobody opens this index again."""
+        self.put_meta({"version": 0})
 
     def reader(self) -> Index:
         """A second door to the same file, for another thread; raises DiskError."""
@@ -354,5 +370,5 @@ def remove(path: Path) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-    connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+    connection.execute(_CACHE)
     return connection

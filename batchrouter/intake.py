@@ -59,7 +59,11 @@ class Shaping:
 
 
 class Invalid(ValueError):  # noqa: N818  (a finding about a row)
-    """Why a row cannot be asked."""
+    """Why a row cannot be asked; `envelope` is what could be read of it."""
+
+    def __init__(self, problem: str, envelope: Mapping[str, Any] | None = None) -> None:
+        super().__init__(problem)
+        self.envelope = envelope or {}
 
 
 def identify(custom_id: str, body: bytes) -> Identity:
@@ -81,17 +85,12 @@ def read_row(line: Line, n: int, file: str, shaping: Shaping) -> Request | Refus
     if raw is None:
         problem = f"the line is longer than {LONGEST_LINE_BYTES >> 20} MiB"
         return _refuse(f"{file}:{line.number}", b"", problem, n, file, line.number)
-    if line.number == 1 and raw.startswith(_BOM):
-        raw = raw[len(_BOM) :]
-    raw = raw.strip(_LINE_END)
+    raw = raw.removeprefix(_BOM).strip(_LINE_END)  # where files were strung together a mark may begin any line
     if not raw:
         return None
     custom_id = f"{file}:{line.number}"
     try:
         envelope, body, fields = _split(raw)
-    except ValueError as error:
-        return _refuse(custom_id, raw, str(error), n, file, line.number)
-    try:
         if "custom_id" in envelope:
             given = envelope["custom_id"]
             if type(given) is not str:
@@ -100,18 +99,20 @@ def read_row(line: Line, n: int, file: str, shaping: Shaping) -> Request | Refus
         path = _path(envelope)
         body, fields = shape(body, fields, shaping)
         model = _check(fields, path)
+        sent, streamed = _shape_stream(body, fields, shaping.stream, path)
     except Invalid as error:
+        given = error.envelope.get("custom_id", custom_id)
+        return _refuse(given if type(given) is str else custom_id, raw, str(error), n, file, line.number)
+    except jsontext.NotJson as error:
         return _refuse(custom_id, raw, str(error), n, file, line.number)
     identity = identify(custom_id, body)
-    streamed = fields.get("stream") is True
-    if shaping.stream is not None or streamed:
-        body, streamed = _shape_stream(body, fields, shaping.stream, path)
     extra = None
     if fields is not envelope and not envelope.keys() <= _ENVELOPE_KEYS:
-        extra = {key: value for key, value in envelope.items() if key not in _ENVELOPE_KEYS}
+        whole = jsontext.loads(raw)  # again, exactly: the quick way may have rounded large integers
+        extra = {key: value for key, value in whole.items() if key not in _ENVELOPE_KEYS}
     allowed = answer_budget(fields)
-    tokens = estimate_tokens(body, allowed)
-    return Request(n, custom_id, file, line.number, identity, path, body, model, streamed, tokens, allowed, extra)
+    tokens = estimate_tokens(sent, allowed)
+    return Request(n, custom_id, file, line.number, identity, path, sent, model, streamed, tokens, allowed, extra)
 
 
 def _refuse(custom_id: str, raw: bytes, problem: str, n: int, file: str, line: int) -> Refusal:
@@ -143,10 +144,7 @@ def _split(raw: bytes) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
 
 
 def _split_slowly(raw: bytes) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
-    try:
-        whole = jsontext.loads(raw, strict=True)
-    except jsontext.NotJson as error:
-        raise Invalid(f"not JSON: {error}") from None
+    whole = jsontext.loads(raw, strict=True)
     if type(whole) is not dict:
         raise Invalid("not a JSON object")
     if "body" not in whole:
@@ -154,7 +152,7 @@ def _split_slowly(raw: bytes) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
         return whole, body, whole
     fields = whole["body"]
     if type(fields) is not dict:
-        raise Invalid("body is not an object")
+        raise Invalid("body is not an object", whole)
     return whole, jsontext.value_of(raw, "body"), fields
 
 
@@ -200,13 +198,15 @@ def shape(body: bytes, fields: dict[str, Any], shaping: Shaping) -> tuple[bytes,
         changes["model"] = jsontext.dumps(shaping.model).decode()
     if not changes:
         return body, fields
-    fields = fields | {key: orjson.loads(text) for key, text in changes.items()}
+    fields = fields | {key: jsontext.loads(text.encode()) for key, text in changes.items()}
     return jsontext.replace(body, {key: text.encode() for key, text in changes.items()}), fields
 
 
 def _shape_stream(body: bytes, fields: Mapping[str, Any], wanted: bool | None, path: str) -> tuple[bytes, bool]:  # noqa: FBT001  (three-valued setting)
     """The body asking for a stream, or for none; a streamed chat asks for its usage where it says nothing of it."""
     streamed = fields.get("stream") is True
+    if wanted is None and not streamed:
+        return body, streamed
     changes: dict[str, bytes] = {}
     if wanted is not None and wanted != streamed and path != "/embeddings":
         streamed = wanted
@@ -252,7 +252,8 @@ class Source:
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror}") from None
         if head.startswith(b"\x1f\x8b"):
-            return cast("BinaryIO", io.BufferedReader(gzip.GzipFile(fileobj=file), 2**20))
+            file.close()
+            return cast("BinaryIO", io.BufferedReader(gzip.GzipFile(self.path), 2**20))
         if head == b"\x28\xb5\x2f\xfd":
             return _open_zstd(file)
         return file

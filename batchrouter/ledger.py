@@ -8,6 +8,7 @@ What is found wrong at the start is cut (a torn tail) or set aside (a damaged li
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import sqlite3
 import time
@@ -298,7 +299,7 @@ class Ledger:
 
     def write_run(self, about: Mapping[str, Any]) -> None:
         """Replace run.json; raises DiskError."""
-        self._replace("run.json", orjson.dumps(about, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        self._replace("run.json", json.dumps(about, indent=2).encode() + b"\n")  # ASCII: a path may be no UTF-8
 
     def _replace(self, name: str, content: bytes) -> None:
         try:
@@ -310,7 +311,7 @@ class Ledger:
         """Append to events.jsonl. Where that fails it is told once, and the run goes on."""
         if self._events is None:
             return
-        line = orjson.dumps({"at": self._timestamp(), "event": event, **about}, option=orjson.OPT_APPEND_NEWLINE)
+        line = jsontext.dumps({"at": self._timestamp(), "event": event, **about}) + b"\n"
         try:
             self._events.append(self._redact(line))
         except OSError as error:

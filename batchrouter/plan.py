@@ -110,7 +110,8 @@ def make(
         if taken:
             known = _load_anew(index, ledger)
     removed = known + sum(1 for _ in index.strangers())
-    index.settle({"marks": ledger.marks(), "totals": ledger.totals.dump(), "removed": removed})
+    kept = any(True for _ in index.changed())  # their rows are to be looked at again at every start
+    index.settle({"marks": ledger.marks(), "totals": ledger.totals.dump(), "removed": removed, "kept": kept})
     ledger.follow_with(index)
     if dedupe:
         index.index_bodies()
@@ -193,16 +194,16 @@ def _index_for(
         index = Index.open(path)
         meta = index.meta()
         if meta.get("inputs") == fingerprints and meta.get("shaping") == shaping.fingerprint():
-            if ledger.fits(meta["marks"]):
+            if ledger.fits(meta["marks"]) and not meta.get("kept"):
                 ledger.totals = Totals.load(meta["totals"])
                 return index, meta["marks"], meta
             index.forget()
             return index, None, {}
         index.close()
-    except (Unusable, KeyError, TypeError):
+    except (Unusable, KeyError, TypeError, ValueError):
         pass
     index = build_index(path, sources, shaping, check)
-    index.finish_build({"inputs": fingerprints, "shaping": shaping.fingerprint(), "marks": None, "sums": [0, 0, 0]})
+    index.finish_build({"inputs": fingerprints, "shaping": shaping.fingerprint(), "marks": None})
     return index, None, {}
 
 

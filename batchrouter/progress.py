@@ -145,9 +145,10 @@ class Bar(_Showing):
         """See Observer."""
         from tqdm import tqdm  # noqa: PLC0415  (only where a bar is shown)
 
-        self._bar = tqdm(
-            total=rows, initial=rows - pending, unit=" rows", file=self._stream, dynamic_ncols=True, smoothing=0.1
-        )
+        with self._while_there():
+            self._bar = tqdm(
+                total=rows, initial=rows - pending, unit=" rows", file=self._stream, dynamic_ncols=True, smoothing=0.1
+            )
 
     def tick(self, tally: Tally, lanes: Sequence[Shown]) -> None:
         """See Observer."""

@@ -110,7 +110,7 @@ def judge(
     if answer.status == OK:
         problem = problem_of(answer.body, path)
         if problem is None:
-            return _TRUNCATED if is_truncated(answer.body) else _ACCEPTED
+            return _TRUNCATED if is_truncated(answer.body, path) else _ACCEPTED
         return _try_again(("bad_response", problem), "endpoint", history, policy, retry_after_s, rng)
     status = answer.status
     if status == 402 or is_about_credits(answer.body):
@@ -209,20 +209,23 @@ def problem_of(body: Mapping[str, Any], path: str) -> str | None:
     return None
 
 
-def is_truncated(body: Mapping[str, Any]) -> bool:
+def is_truncated(body: Mapping[str, Any], path: str) -> bool:
     """Whether a choice ran out of budget before it said anything (reasoning models with a small `max_tokens`)."""
-    for choice in body.get("choices", ()):
-        if choice.get("finish_reason") == "length":
-            message = choice.get("message", choice)
-            if not (message.get("content") or message.get("text") or message.get("tool_calls")):
-                return True
-    return False
+    if path == "/chat/completions":
+        return any(_is_cut_empty(choice, choice["message"], "content") for choice in body["choices"])
+    return path == "/completions" and any(_is_cut_empty(choice, choice, "text") for choice in body["choices"])
+
+
+def _is_cut_empty(choice: Mapping[str, Any], said: Mapping[str, Any], name: str) -> bool:
+    return choice.get("finish_reason") == "length" and not said.get(name) and not said.get("tool_calls")
 
 
 def is_about_credits(body: Mapping[str, Any]) -> bool:
     """Whether an error body says that the account's credits are spent, whatever the status."""
     error = body.get("error")
-    return type(error) is dict and (error.get("code") in _CREDIT_CODES or error.get("type") in _CREDIT_CODES)
+    if type(error) is not dict:
+        return False
+    return any(type(error.get(name)) is str and error[name] in _CREDIT_CODES for name in ("code", "type"))
 
 
 def error_code_of(answer: Reply | Fault) -> str:
@@ -230,21 +233,28 @@ def error_code_of(answer: Reply | Fault) -> str:
     if isinstance(answer, Fault):
         return answer.code
     error = answer.body.get("error")
-    code = (error.get("code") or error.get("type")) if type(error) is dict else None
-    return f"{answer.status} {clean(str(code))[:60]}" if code else str(answer.status)
+    code = _first_text(error, "code", "type") if type(error) is dict else ""
+    return f"{answer.status} {clean(code)[:60]}" if code else str(answer.status)
 
 
 def message_of(body: Mapping[str, Any]) -> str:
     """One human line out of an error body: OpenAI's shape, an error that is a text, FastAPI's `detail`, or less."""
     error = body.get("error")
-    found: Any = None
-    if type(error) is dict:
-        found = error.get("message") or error.get("code") or error.get("type")
-    found = found or (error if type(error) is str else None) or body.get("detail") or body.get("message")
-    if type(found) is list and found:  # FastAPI: [{"loc": …, "msg": …}]
-        first = found[0]
-        found = first.get("msg") if type(first) is dict else first
-    return clean(str(found))[:_MESSAGE_CHARACTERS] if found else "no reason given"
+    found = _first_text(error, "message", "code", "type") if type(error) is dict else ""
+    found = found or _first_text(body, "error", "detail", "message")
+    details = body.get("detail")
+    if not found and type(details) is list and details:  # FastAPI: [{"loc": …, "msg": …}]
+        found = _first_text(details[0], "msg") if type(details[0]) is dict else _first_text({"": details[0]}, "")
+    return clean(found[: 4 * _MESSAGE_CHARACTERS])[:_MESSAGE_CHARACTERS] or "no reason given"
+
+
+def _first_text(holder: Mapping[str, Any], *names: str) -> str:
+    """The first of these members that is a text with something in it, or a number."""
+    for name in names:
+        value = holder.get(name)
+        if (type(value) is str and value.strip()) or type(value) is int:
+            return str(value)
+    return ""
 
 
 def clean(text: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final
 
 from batchrouter.errors import UsageError
-from batchrouter.index import DUPLICATE, Index, Planned
+from batchrouter.index import DUPLICATE, INVALID, Index, Planned
 from batchrouter.intake import Shaping, Source, read_row
 from batchrouter.jsonl import LONGEST_LINE_BYTES, Line
 from batchrouter.records import Identity, Refusal, Request
@@ -32,10 +32,9 @@ class Rows:
 
     def requests(self) -> Iterator[Request]:
         """The pending requests, in input order; raises UsageError where a line has changed since it was planned."""
-        for row, read in self._pending("leader" if self._dedupe else "request"):
-            if not isinstance(read, Request) or read.identity.key != row.key:
-                raise _changed(read.file, read.line)
-            yield read
+        for _, read in self._pending("leader" if self._dedupe else "request"):
+            if isinstance(read, Request):
+                yield read
 
     def refusals(self) -> Iterator[Refusal]:
         """The rows that cannot be asked and are not recorded yet, in input order."""
@@ -64,7 +63,12 @@ class Rows:
             while batch := index.pending(after, self.below, _BATCH, which=which):
                 after = batch[-1].n
                 for row in batch:
-                    yield row, reader.read(row)
+                    try:
+                        read = reader.read(row)
+                    except UsageError:
+                        index.distrust()  # the next start is to plan anew, whoever is wrong: the file or the index
+                        raise
+                    yield row, read
         finally:
             reader.close()
             index.close()
@@ -117,8 +121,10 @@ class Reader:
         raw = self._file.read(row.length) if row.length <= LONGEST_LINE_BYTES else None
         line = Line(row.line, row.start, raw.removesuffix(b"\n") if raw is not None else None, row.length)
         read = read_row(line, row.n, source.label, self._shaping)
-        if read is None or read.identity.digest != row.digest:
-            raise _changed(source.label, row.line)
+        if read is None or not _is_planned(read, row):
+            raise UsageError(
+                f"{source.label}:{row.line} changed while the run was under way; start it again to plan anew"
+            )
         return read
 
     def close(self) -> None:
@@ -128,5 +134,7 @@ class Reader:
             self._file = None
 
 
-def _changed(file: str, line: int) -> UsageError:
-    return UsageError(f"{file}:{line} changed while the run was under way; start it again to plan anew")
+def _is_planned(read: Request | Refusal, row: Planned) -> bool:
+    """Whether what was read is what was planned. A duplicate is known by a key of its own, not by its id's."""
+    same_key = row.kind == DUPLICATE or read.identity.key == row.key
+    return same_key and read.identity.digest == row.digest and isinstance(read, Refusal) == (row.kind == INVALID)

@@ -159,6 +159,9 @@ class Runner:
 
     def abort(self) -> None:
         """End what is in flight, too: those rows stay pending."""
+        if self._halt is None:
+            self._halt = Halt(128 + 2, "stopped at once")
+            self._frontier.close()
         for worker in self._workers:
             worker.cancel()
 
@@ -245,7 +248,7 @@ class Runner:
         verdict = judge(
             answer,
             job.request.path,
-            History(job.counted + 1, job.credit_waits),
+            History(job.counted + 1, lane.throttle.credit_waits(sent)),
             self._policy,
             retry_after_s=None if hints is None else hints.retry_after_s,
             rng=self._rng,
@@ -295,8 +298,7 @@ class Runner:
         """Put a row back, give it up, or stop."""
         match verdict:
             case Again(wait_s, "credits"):
-                job.credit_waits += 1
-                lane.throttle.pause(now + wait_s, "credits")
+                lane.throttle.wait_for_credits(now, sent, wait_s)
                 self._frontier.put_back(job, now, lane)
             case Again(wait_s, "endpoint" | "row" as blame):
                 self._take_failure(lane, job, answer, now, blame)

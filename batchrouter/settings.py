@@ -98,10 +98,9 @@ def _ratio(value: object) -> float:
 
 
 def _text(value: object) -> str:
-    text = str(value)
-    if not text.strip():
-        raise ValueError("an empty text")
-    return text
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{value!r} is no text")
+    return value
 
 
 def _clock(value: object) -> str:
@@ -160,7 +159,10 @@ def _assignments(value: object) -> tuple[tuple[str, str], ...]:
     """`KEY=JSON` texts, or a TOML table -> (key, JSON text) pairs; the last one of a key stands."""
     found: dict[str, str] = {}
     if isinstance(value, Mapping):
-        found = {str(key): json.dumps(inner, allow_nan=False) for key, inner in value.items()}
+        try:
+            found = {str(key): json.dumps(inner, allow_nan=False) for key, inner in value.items()}
+        except TypeError:
+            raise ValueError("it holds something that JSON has no word for") from None
     else:
         texts = [value] if isinstance(value, str) else value
         for text in texts if isinstance(texts, list | tuple) else [texts]:
@@ -308,7 +310,11 @@ class Settings:
 
     def shown(self) -> dict[str, Any]:
         """The settings as run.json records them (there is no secret among them)."""
-        return {name: getattr(self, name) for name in options()}
+        shown = {name: getattr(self, name) for name in options()}
+        if self.proxy is not None:
+            url = urlsplit(self.proxy)
+            shown["proxy"] = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
+        return shown
 
 
 def options() -> dict[str, Option]:
@@ -318,11 +324,11 @@ def options() -> dict[str, Option]:
 
 def check_base_url(text: str, *, allow_insecure: bool) -> str:
     """The base URL without a last slash; raises UsageError with the next move for one that cannot work."""
-    url = urlsplit(text.strip())
     try:
+        url = urlsplit(text.strip())
         host, _ = url.hostname, url.port
     except ValueError:
-        host = None
+        url, host = urlsplit(""), None
     if url.scheme not in {"http", "https"} or not host:
         raise UsageError("--base-url must look like https://host/v1")
     if url.username is not None or url.password is not None:

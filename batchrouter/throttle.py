@@ -58,6 +58,24 @@ class Slots:
                 return
 
 
+class _Meter:
+    """A rate, in seconds of the limit's own time: each pays what the one before it cost, so that a request leaves as
+    soon as those before it are paid for, however much it costs itself. A rate that changes is followed at once.
+    """
+
+    def __init__(self) -> None:
+        self._bucket = AsyncLimiter(_BUCKET_S, _BUCKET_S)
+        self._owed_s = 0.0
+
+    async def pay(self, next_s: float) -> None:
+        """Wait until what came before is paid for; from now on `next_s` is owed (0: there is no limit)."""
+        while self._owed_s > 0:
+            part = min(self._owed_s, _BUCKET_S)
+            await self._bucket.acquire(part)
+            self._owed_s -= part
+        self._owed_s = next_s
+
+
 class Throttle:
     """One limit's door: `admit` before each attempt, `left` after it, and one of `answered`, `limited`, `failed`."""
 
@@ -72,12 +90,14 @@ class Throttle:
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._slot_free = asyncio.Event()
-        self._bucket = AsyncLimiter(1, 1)
-        self._bucket_rate = math.inf
-        self._tokens_free_s = 0.0
+        self._requests, self._tokens = _Meter(), _Meter()
         self._paused_until_s = 0.0
         self._pause_reason = ""
         self._limited_since_s: float | None = None
+        self._credit_waits = 0  # since the last answer
+        self._credits_paused_s = 0.0
+        self._told_until_s = 0.0
+        self._probing_since_s = 0.0
         self._probing = ""  # why only one request at a time may leave, if so: limit, credits, doubt
         self._spent_since_s: float | None = None
         self._spent_seen_s = 0.0
@@ -117,52 +137,49 @@ class Throttle:
         )
 
     async def _wait_for_turn(self, tokens: int) -> None:
-        await self._tokens_ready(tokens)
-        await self._request_ready()
+        await self._paid(tokens)
         while True:  # whatever was waited for, the rest may have changed meanwhile
             now = self._loop.time()
             if self.in_flight >= (1 if self._probing else self.pace.concurrency):
                 await self._slot_ready()
-            elif self._slots is not None and self._slots.taken >= self._slots.most:
-                await self._slots.wait()
             elif self.circuit.is_open and self.circuit.probe_in_s(now) > 0:
                 await self._lose("outage", min(self.circuit.probe_in_s(now), _LOOK_S))
             elif self._paused_until_s > now:
                 await self._lose(self._pause_reason, self._paused_until_s - now)
+            elif self._slots is not None and self._slots.taken >= self._slots.most:
+                await self._slots.wait()
             else:
                 break
         self._paused_until_s = 0.0
         if self.circuit.is_open:
             self.circuit.probed(now)
 
-    async def _tokens_ready(self, tokens: int) -> None:
-        """A clock of debt: a request may leave when those before it are paid for, however large it is itself."""
-        rate = self.pace.tokens_per_s
-        if rate == math.inf:
-            return
-        wait = self._tokens_free_s - self._loop.time()
-        if wait > 0:
-            await self._lose("tokens", wait)
-        self._tokens_free_s = max(self._tokens_free_s, self._loop.time() - _BUCKET_S) + tokens / rate
+    async def _paid(self, tokens: int) -> None:
+        """Until both buckets have room: each drains while the other is waited for."""
+        pace = self.pace
+        by_tokens = self._pay("tokens", self._tokens, tokens / pace.tokens_per_s)
+        by_requests = self._pay("requests", self._requests, 1 / pace.requests_per_s)
+        await asyncio.gather(by_tokens, by_requests)
 
-    async def _request_ready(self) -> None:
-        rate = self.pace.requests_per_s
-        if rate == math.inf:
-            return
-        if rate != self._bucket_rate:
-            depth = max(1.0, rate * _BUCKET_S)
-            self._bucket, self._bucket_rate = AsyncLimiter(depth, depth / rate), rate
+    async def _pay(self, reason: str, meter: _Meter, seconds: float) -> None:
         began = self._loop.time()
-        await self._bucket.acquire()
-        self._count_lost("requests", self._loop.time() - began)
+        await meter.pay(seconds)
+        self._count_lost(reason, self._loop.time() - began)
 
     async def _slot_ready(self) -> None:
+        self._pass_on()
         began = self._loop.time()
         self._slot_free.clear()
         await self._slot_free.wait()
         self._count_lost("concurrency", self._loop.time() - began)
 
+    def _pass_on(self) -> None:
+        """This lane cannot use a shared place now: let another look."""
+        if self._slots is not None:
+            self._slots.wake_one()
+
     async def _lose(self, reason: str, seconds: float) -> None:
+        self._pass_on()
         await asyncio.sleep(seconds)
         self._count_lost(reason, seconds)
 
@@ -176,6 +193,7 @@ class Throttle:
         """A request was answered: whatever was wrong with this limit is over."""
         self._limited_since_s = None
         self._spent_since_s = None
+        self._credit_waits = 0
         if self._probing:
             self._probing = ""
             self._slot_free.set()
@@ -183,26 +201,38 @@ class Throttle:
 
     def failed(self, now: float, sent: Sent) -> None:
         """A request failed, but not by this limit."""
+        self._limited_since_s = None
         self.pace.failed(now, sent)
 
     def limited(self, now: float, sent: Sent, hints: Hints | None) -> Halt | None:
         """A 429: everybody pauses, the pace learns. A halt when nothing but 429 came for as long as is waited."""
-        if self._probing == "limit" or (
-            self._limited_since_s is not None and now - self._limited_since_s >= self._max_wait_s
-        ):
+        refused_probe = self._probing == "limit" and sent.at > self._probing_since_s
+        if refused_probe or (self._limited_since_s is not None and now - self._limited_since_s >= self._max_wait_s):
+            self.pace.failed(now, sent)
             return Halt(
-                ENDPOINT_DOWN,
-                "the endpoint answers nothing but 429 (rate limited)",
-                "later, or with another key",
+                ENDPOINT_DOWN, "the endpoint answers nothing but 429 (rate limited)", "later, or with another key"
             )
         if self._limited_since_s is None:
             self._limited_since_s = now
         pause_s = self.pace.limited(now, sent, hints)
         if pause_s > self._max_wait_s:  # waited only so long; then one request shows whether it was meant
-            self._probing = "limit"
+            self._probing, self._probing_since_s = "limit", now
             pause_s = self._max_wait_s
         self.pause(now + pause_s, "cooldown")
         return None
+
+    def credit_waits(self, sent: Sent) -> int:
+        """How many 402 with a short wait have come in a row before the answer to this request: those of requests that
+        were under way together count as one.
+        """
+        return self._credit_waits - (sent.at <= self._credits_paused_s and self._credit_waits > 0)
+
+    def wait_for_credits(self, now: float, sent: Sent, wait_s: float) -> None:
+        """A 402 that says when to come back: everybody waits for that."""
+        if sent.at > self._credits_paused_s:
+            self._credit_waits += 1
+            self._credits_paused_s = now
+        self.pause(now + wait_s, "credits")
 
     def probe(self) -> None:
         """Let one request at a time leave until one is answered."""
@@ -227,9 +257,10 @@ class Throttle:
         """Hold everybody up until then; a longer pause that is under way stands."""
         if until_s <= self._paused_until_s:
             return
-        seconds = until_s - self._loop.time()
-        if seconds >= 1:
-            self.note(reason, seconds=round(seconds, 3))
+        now = self._loop.time()
+        if until_s - max(now, self._told_until_s) >= 1:
+            self._told_until_s = until_s
+            self.note(reason, seconds=round(until_s - now, 3))
         self._paused_until_s, self._pause_reason = until_s, reason
 
     def state(self) -> str:

@@ -15,7 +15,7 @@ from batchrouter.dataset.labels import parse_json, read_json, response_format
 from batchrouter.dataset.prepare import Question, prepare, write_requests
 from batchrouter.dataset.questions import read_prompt
 from batchrouter.errors import UsageError
-from batchrouter.intake import estimate_tokens
+from batchrouter.intake import answer_budget, estimate_tokens
 from batchrouter.retry import clean
 from batchrouter.settings import options
 
@@ -99,7 +99,7 @@ def _show(requests: Iterable[Mapping[str, Any]]) -> None:
     for request in requests:
         count += 1
         body = request["body"]
-        tokens = estimate_tokens(jsontext.dumps(body), body)
+        tokens = estimate_tokens(jsontext.dumps(body), answer_budget(body))
         total += tokens
         click.echo(click.style(f"{clean(request['custom_id'])}  (about {tokens:,} tokens)", bold=True))
         for message in body["messages"]:

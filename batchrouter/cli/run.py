@@ -67,7 +67,7 @@ async def _run(
         if not emulate:
             key = find_key(os.environ, settings.api_key_file)
             return await run_batch(inputs, directory, settings, key, observer=observer, control=control)
-        from batchrouter.emulator import Emulator  # noqa: PLC0415  (aiohttp.web, only here)
+        from batchrouter.emulator import Emulator  # noqa: PLC0415  (only here)
 
         async with Emulator() as emulator:
             local = replace(settings, base_url=emulator.base_url)

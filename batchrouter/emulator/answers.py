@@ -49,7 +49,9 @@ def answer(body: type_of_body, seed: int = 0) -> dict[str, Any]:
 
 def fingerprint(body: type_of_body, seed: int) -> bytes:
     """64 bytes that stand for question and seed, whatever the order of keys and the delivery asked for."""
-    question = {name: value for name, value in body.items() if name not in DELIVERY}
+    question = body
+    if not DELIVERY.isdisjoint(body):
+        question = {name: value for name, value in body.items() if name not in DELIVERY}
     return blake2b(orjson.dumps(question, option=orjson.OPT_SORT_KEYS), key=str(seed).encode()).digest()
 
 

@@ -192,13 +192,17 @@ class Behaviour:
         if limited := self.account.limited(model, tokens, scene.headers, now=at.now, wall=at.wall):
             return Turn(limited)
         self.stats.let_in(row, at.now)
-        scene = scene._replace(headers=scene.headers + self.account.headers(model, at.now))
+        if told := self.account.headers(model, at.now):
+            scene = scene._replace(headers=scene.headers + told)
         latency_s = self.latency.drawn(self._random)
         fault = None if marked is None else self._fault(scene, marked, name)
-        turn = self._honest(scene, latency_s) if fault is None else self._faulty(scene, fault, latency_s)
+        if fault is None:
+            turn = self._honest(scene, latency_s, row)
+        else:
+            turn = self._faulty(scene, fault, latency_s)._replace(admitted=True, row=row)
         if turn.play.status < FIRST_ERROR:
             self.account.charge()
-        return turn._replace(admitted=True, row=row)
+        return turn
 
     def _outage(self, now: float) -> Call | None:
         if not self.outages:
@@ -230,12 +234,10 @@ class Behaviour:
         play = met.fault.play(scene._replace(argument=met.argument))
         return Turn(play, delay_s, answers=met.fault.usable)
 
-    def _honest(self, scene: Scene, latency_s: float) -> Turn:
-        if not scene.streamed:
-            return Turn(delivered(scene.body, scene.completion, scene.headers), latency_s, answers=True)
-        first_s = latency_s * _FIRST_BYTE_SHARE
+    def _honest(self, scene: Scene, latency_s: float, row: Row | None) -> Turn:
+        first_s = latency_s * _FIRST_BYTE_SHARE if scene.streamed else latency_s
         play = delivered(scene.body, scene.completion, scene.headers, over_s=latency_s - first_s)
-        return Turn(play, first_s, answers=True)
+        return Turn(play, first_s, admitted=True, answers=True, row=row)
 
 
 def _marked(raw: bytes, body: Mapping[str, Any]) -> list[Call]:

@@ -34,6 +34,11 @@ class Reader:
         """Adds bytes as they came."""
         self._buffer += data
 
+    @property
+    def has_more(self) -> bool:
+        """Whether bytes of another request have come."""
+        return bool(self._buffer) or self._head is not None
+
     def next(self) -> Asked | None:
         """The next whole request, or null when its end has not come. Raises BadRequestError."""
         if self._head is None and not self._take_head():

@@ -191,6 +191,8 @@ class Gate:
 
     def admit(self, tokens: int, now: float) -> Refused | None:
         """Takes one request and its tokens, or says what is in the way."""
+        if self._requests is None and self._tokens is None:
+            return None
         waits: dict[Literal["requests", "tokens"], float] = {
             "requests": self._requests.wait_s(1, now) if self._requests else 0.0,
             "tokens": self._tokens.wait_s(tokens, now) if self._tokens else 0.0,

@@ -6,10 +6,11 @@ An asyncio protocol and not aiohttp.web: half of the faults are answers that no 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from batchrouter.emulator.http1 import BadRequestError, Reader
 from batchrouter.emulator.plays import JSON, Asked, Ending, Script, Whole, problem, rendered, type_of_step
@@ -50,8 +51,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Asyncio's: the client is there."""
-        if isinstance(transport, asyncio.Transport):
-            self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
         self._owner.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's signature)
@@ -125,7 +125,7 @@ class Connection(asyncio.Protocol):
             self._reset()
         elif (ending is Ending.CLOSE or self._last) and self._transport is not None:
             self._transport.close()
-        else:
+        elif self._reader.has_more:
             asyncio.get_running_loop().call_soon(self._advance)
 
     def _advance(self) -> None:
@@ -161,6 +161,7 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             return
         raw = self._transport.get_extra_info("socket")
-        if raw is not None:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        if raw is not None:  # through a twin of the descriptor, since uvloop's socket takes no options
+            with socket.socket(fileno=os.dup(raw.fileno())) as twin:
+                twin.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._transport.abort()

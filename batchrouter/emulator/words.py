@@ -38,6 +38,6 @@ def pieces(text: str) -> list[str]:
 
 def spoken(digest: bytes, words: int) -> str:
     """Sentences of that many words in all, chosen by the digest's bytes (over and over when it is short)."""
-    chosen = [WORDS[byte] for byte in (digest * (words // len(digest) + 1))[:words]]
+    chosen = list(map(WORDS.__getitem__, (digest * (words // len(digest) + 1))[:words]))
     sentences = [" ".join(chosen[i : i + 9]).capitalize() for i in range(0, words, 9)]
     return ". ".join(sentences) + "."

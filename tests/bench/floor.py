@@ -41,7 +41,6 @@ class Floor:
 
 
 async def _run(source: Path, directory: Path, url: str, concurrency: int) -> None:
-    directory.mkdir()
     headers = {"Authorization": "Bearer bench", "Content-Type": "application/json"}
     with (
         source.open("rb") as rows,
@@ -64,6 +63,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--uvloop", action="store_true")
     options = parser.parse_args()
+    options.directory.mkdir()
     factory = importlib.import_module("uvloop").new_event_loop if options.uvloop else None
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_run(options.source, options.directory, options.base_url, options.concurrency))

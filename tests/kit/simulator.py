@@ -86,9 +86,7 @@ class TokenBucket:
 
     def hints(self, now: float) -> Hints:
         rate = self.rate.at(now)
-        return _told(
-            self.by_tokens, limit=rate * 60, remaining=self._level, reset_s=(self.burst - self._level) / rate
-        )
+        return _told(self.by_tokens, limit=rate * 60, remaining=self._level, reset_s=(self.burst - self._level) / rate)
 
 
 @dataclass(slots=True)

@@ -36,9 +36,7 @@ class VirtualSelector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise LostWakeUp(
-                f"everything waits and nothing is scheduled, at {self.now_s - STARTED_AT_S:.6f} s"
-            )
+            raise LostWakeUp(f"everything waits and nothing is scheduled, at {self.now_s - STARTED_AT_S:.6f} s")
         self.now_s += max(timeout, 0.0) + TICK_S
         return []
 

@@ -106,8 +106,18 @@ def test_the_emulator_survives_each_of_its_faults(name: str, *, streamed: bool) 
     asyncio.run(asyncio.wait_for(scene(), 30))
 
 
-def test_a_reset_is_a_reset() -> None:
-    """RST reaches the client as ECONNRESET, before any byte and after some."""
+LOOPS: list[Any] = [asyncio.new_event_loop]
+try:
+    import uvloop
+except ImportError:  # the extra is not installed
+    pass
+else:
+    LOOPS.append(uvloop.new_event_loop)
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
+def test_a_reset_is_a_reset(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """RST reaches the client as ECONNRESET, before any byte and after some, on either event loop."""
 
     async def scene() -> None:
         async with Emulator() as emulator:
@@ -116,8 +126,11 @@ def test_a_reset_is_a_reset() -> None:
                 with pytest.raises(ConnectionResetError):
                     await reader.read()
                 writer.close()
+            async with client(emulator) as ask:
+                assert await ask(question()) == (200, orjson.dumps(emulator.answer(question())))
 
-    asyncio.run(scene())
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(scene())
 
 
 def test_a_kept_connection_dies_at_the_moment_of_its_reuse() -> None:

@@ -1,0 +1,236 @@
+"""A run directory read from outside: every row of the run in input order, with its answer, its failure, or neither.
+
+Rules of this file: nothing in the directory is changed, and it may be written to meanwhile by a run; the index is read
+as one snapshot, and the log past its marks is laid over it (all of the log, where the index is missing or does not
+fit). An answer is given for the row whose id its own line has, or not at all. Few rows are held at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple
+from urllib.parse import quote
+
+from batchrouter import jsontext
+from batchrouter.audit import prices_of, read_about, shaping_of, sources_of
+from batchrouter.errors import UsageError
+from batchrouter.history import Damaged, read_entry, tail_digest
+from batchrouter.index import _PLAN_SUMS, _STATE_SUMS, LOG_OF, PENDING, VERSION, Index, Planned, Unusable
+from batchrouter.intake import Shaping, Source
+from batchrouter.jsonl import LONGEST_LINE_BYTES, read_lines
+from batchrouter.plan import build_index
+from batchrouter.rows import Reader
+from batchrouter.settings import Model
+
+_BLOCK_BYTES: Final = 64 * 2**10
+_MOST_BLOCKS: Final = 64
+_ID: Final = slice(10, 34)  # where a log line's `id` has the key of its row
+_LATE: Final = "CREATE TEMP TABLE late(key BLOB PRIMARY KEY, digest BLOB, state INTEGER, at INTEGER) WITHOUT ROWID"
+_ALL_SUMS: Final = (*_PLAN_SUMS, *_STATE_SUMS)
+_COUNTS: Final = ("count(*)", "coalesce(max(n) + 1, 0)", *(f"coalesce(sum({term}), 0)" for term in _ALL_SUMS))
+_KEY: Final = Planned._fields.index("key")
+_PLANNED: Final = ", ".join(f"r.{name}" for name in Planned._fields)
+_ROWS: Final = (
+    f"SELECT {_PLANNED},"  # noqa: S608  (names of the program's own)
+    " CASE WHEN l.key IS NOT NULL THEN l.state WHEN ?1 THEN r.state ELSE 0 END,"
+    " CASE WHEN l.key IS NOT NULL THEN l.at ELSE r.at END"
+    " FROM row r LEFT JOIN late l ON l.key = r.key AND (?2 OR l.digest = r.digest) ORDER BY r.n"
+)
+
+
+class Answer(NamedTuple):
+    """One row of the run: `line` is what the log says of it; null while it is pending."""
+
+    custom_id: str
+    state: int
+    line: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The rows of a run as they stood when it was opened.
+
+    `prices` are those the run knew, by model; `notes` are findings to tell the user, complete from the start.
+    """
+
+    directory: Path
+    inputs: Sequence[Source]
+    prices: Mapping[str, Model] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _shaping: Shaping = field(default_factory=Shaping)
+    _logs: Mapping[int, _Log] = field(default_factory=dict)
+    _rows: sqlite3.Cursor | None = None
+
+    def __iter__(self) -> Iterator[Answer]:
+        """The rows, once, in input order; raises UsageError where files changed under the reader."""
+        with closing(Reader(self.inputs, self._shaping)) as reader:
+            for found in self._rows or ():
+                state, at = found[-2:]
+                if state == PENDING:
+                    yield Answer(reader.read(Planned(*found[:-2])).custom_id, PENDING, None)
+                    continue
+                line = self._line(state, at, found[_KEY].hex())
+                yield Answer(line["custom_id"], state, line)
+
+    def _line(self, state: int, at: int, key: str) -> dict[str, Any]:
+        raw = self._logs[state].line(at)
+        try:
+            line = jsontext.loads(raw)
+            if line["id"][_ID] == key:
+                return dict(line)
+        except (jsontext.NotJson, KeyError, TypeError):
+            pass
+        raise UsageError(
+            f"{self.directory / LOG_OF[state]}: byte {at} is not where the index has it: the log was rewritten"
+            f" meanwhile, or is damaged; try again, then: batchrouter verify {self.directory}"
+        )
+
+
+class _Log:
+    """Lines of a log by where they start. Answers that were in flight together stand in no order, but close together:
+    the blocks read last are kept.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self._blocks: dict[int, bytes] = {}
+
+    def line(self, start: int) -> bytes:
+        """The line that starts there, without its end."""
+        number, offset = divmod(start, _BLOCK_BYTES)
+        block = self._block(number)
+        end = block.find(b"\n", offset)
+        if end >= 0:
+            return block[offset:end]
+        self.file.seek(start)
+        return self.file.readline(LONGEST_LINE_BYTES)
+
+    def _block(self, number: int) -> bytes:
+        block = self._blocks.get(number)
+        if block is None:
+            if len(self._blocks) >= _MOST_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+            block = self._blocks[number] = os.pread(self.file.fileno(), _BLOCK_BYTES, number * _BLOCK_BYTES)
+        return block
+
+
+@contextmanager
+def open_answers(directory: str | Path) -> Iterator[Answers]:
+    """The rows of a run directory, also while its run goes on; raises UsageError where there is none."""
+    directory = Path(directory)
+    about = read_about(directory)
+    inputs = [_found(source, directory) for source in sources_of(about)]
+    shaping = shaping_of(about)
+    notes: list[str] = []
+    with ExitStack() as held:
+        # The logs are opened before the index: what the index speaks of is in them.
+        logs = {
+            state: held.enter_context((directory / name).open("rb"))
+            for state, name in LOG_OF.items()
+            if (directory / name).exists()
+        }
+        index = _live_index(directory / "checkpoint.sqlite", inputs, shaping)
+        if index is None:
+            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="batchrouter-"))
+            path = Path(folder) / "rows.sqlite"
+            build_index(path, inputs, shaping).close()
+            index = _connect(path)
+        held.enter_context(closing(index))
+        marks = _fitting_marks(Index(index, directory), directory)
+        _lay_log(index, logs, marks, directory, notes)
+        keeps = about["settings"].get("changed") == "keep"
+        rows = index.execute(_ROWS, (marks is not None, keeps))
+        by_start = {state: _Log(file) for state, file in logs.items()}
+        yield Answers(directory, inputs, prices_of(about), notes, shaping, by_start, rows)
+
+
+def _found(source: Source, directory: Path) -> Source:
+    """The input where it is now: as the run named it, or beside the run directory, or in it."""
+    for path in (source.path, directory.parent / source.path, directory / source.path.name):
+        if path.exists():
+            return Source(source.label, path)
+    return source
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """The database for reading, from now on as it is now. Where it may, it is opened as a writer would: only so are the
+    files beside it, which any reader of a database in WAL mode needs, taken away again at the end.
+    """
+    mode = "rw" if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) else "ro"
+    connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode={mode}", uri=True, isolation_level=None)
+    connection.executescript("PRAGMA cache_size=-8192; PRAGMA temp_store=FILE; BEGIN;")
+    return connection
+
+
+def _live_index(path: Path, inputs: Sequence[Source], shaping: Shaping) -> sqlite3.Connection | None:
+    """The run's index as one snapshot, if it is one of these inputs; None where it is not to be used."""
+    if not path.is_file() or path.is_symlink():
+        return None
+    connection = None
+    try:
+        connection = _connect(path)
+        meta = Index(connection, path).meta()
+        query = f"SELECT {', '.join(_COUNTS)} FROM row"  # noqa: S608  (constants of the program)
+        found = list(connection.execute(query).fetchone())  # reads every row: damage shows now
+        labels = [item[0] for item in meta["inputs"]]
+        if (
+            meta["version"] == VERSION
+            and found == [meta["rows"], meta["rows"], *meta["plan_sums"], *meta["sums"]]
+            and meta["shaping"] == shaping.fingerprint()
+            and labels == [source.label for source in inputs]
+        ):
+            return connection
+    except (sqlite3.Error, Unusable, KeyError, TypeError):
+        pass
+    if connection is not None:
+        connection.close()
+    return None
+
+
+def _fitting_marks(index: Index, directory: Path) -> Mapping[str, Any] | None:
+    """How far into the logs the index accounts for them; None when it does not fit them."""
+    marks = index.meta().get("marks")
+    if marks is None:
+        return None
+    for name in LOG_OF.values():
+        path = directory / name
+        size, tail = marks[path.stem]
+        there = path.stat().st_size if path.exists() else 0
+        if size > there or (there and tail_digest(path, size) != tail):
+            return None
+    return dict(marks)
+
+
+def _lay_log(
+    index: sqlite3.Connection,
+    logs: Mapping[int, BinaryIO],
+    marks: Mapping[str, Any] | None,
+    directory: Path,
+    notes: list[str],
+) -> None:
+    """Put the log past the marks (None: all of it) beside the index, as the table `late`."""
+    index.execute(_LATE)
+    for state, file in logs.items():
+        path = directory / LOG_OF[state]
+        start = marks[path.stem][0] if marks else 0
+        index.executemany("INSERT OR REPLACE INTO late VALUES(?,?,?,?)", _late(file, start, state, path, notes))
+
+
+def _late(
+    file: BinaryIO, start: int, state: int, path: Path, notes: list[str]
+) -> Iterator[tuple[bytes, bytes, int, int]]:
+    for line in read_lines(file, start=start):
+        if line.raw is None or line.length == len(line.raw):
+            return  # the last line, being written or torn
+        try:
+            logged = read_entry(line.raw, line.start, state).logged
+        except Damaged as error:
+            notes.append(f"{path}: the line at byte {line.start} is damaged ({error}); its row shows as pending")
+            continue
+        yield logged.key, logged.digest, state, logged.at

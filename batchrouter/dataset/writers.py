@@ -1,0 +1,285 @@
+"""Tables out: CSV, TSV, JSONL and Parquet, written a few rows at a time into a file that appears when it is whole.
+
+Rules of this file: source cells leave as they came; what a format cannot hold is written as text: nested values as
+JSON, lone surrogates (no UTF-8 can hold them) as U+FFFD. Numbers, true and false look alike in all formats.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import date, time
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Protocol
+
+from batchrouter import jsontext
+from batchrouter.dataset.tables import NEEDS_PYARROW, Column, Format, format_of
+from batchrouter.errors import DiskError, UsageError
+
+STDOUT: Final = "-"
+
+_GROUP_ROWS: Final = 8192  # of a Parquet row group; fewer when the texts in them are long
+_GROUP_CHARACTERS: Final = 4 * 2**20
+_AS_IT_IS: Final = frozenset({str, int, type(None)})  # what a csv writer writes as we would
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_FORMULA: Final = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the last four: full-width = + - @
+_NUMBER: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+
+
+class Writer(Protocol):
+    """Who writes rows of one format."""
+
+    def write(self, source: Mapping[str, Any], filled: Sequence[Any]) -> None:
+        """One row: what the source has, by name, and the values of the filled columns, in order."""
+
+    def finish(self) -> None:
+        """All rows were written."""
+
+    def abandon(self) -> None:
+        """No more rows will be written: let go of what is held, whatever is in the file."""
+
+
+def output_format(path: str) -> Format:
+    """The format that a table is written in by its name (JSONL to standard output); raises UsageError."""
+    if path == STDOUT:
+        return "jsonl"
+    if Path(path).suffix.lower() in {".gz", ".zst"}:
+        raise UsageError(f"{path}: tables are written uncompressed: name it .csv, .tsv, .jsonl or .parquet")
+    return format_of(Path(path))
+
+
+@contextmanager
+def open_output(path: str, *, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A file that takes its name when all went well, in place of the one before; `-` is standard output.
+
+    Raises UsageError where it cannot be made, DiskError where it cannot be written to its end.
+    """
+    if path == STDOUT:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    final = Path(path)
+    if final.exists() and not final.is_file():
+        raise UsageError(f"{path} is no file that could be replaced; - writes to standard output")
+    fresh = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    fresh.unlink(missing_ok=True)
+    try:
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    try:
+        with os.fdopen(fd, "wb", buffering=2**20) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(final)
+    except OSError as error:
+        raise DiskError(f"{path}: {error.strerror or error}; what was there before is untouched") from None
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_writer(
+    file: BinaryIO, kind: Format, source: Sequence[Column], filled: Sequence[Column], *, spreadsheet_safe: bool = False
+) -> Iterator[Writer]:
+    """The writer of a format; `spreadsheet_safe` puts an apostrophe before CSV cells that look like formulas."""
+    writer = _writer(file, kind, source, filled, spreadsheet_safe=spreadsheet_safe)
+    try:
+        yield writer
+        writer.finish()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _writer(
+    file: BinaryIO, kind: Format, source: Sequence[Column], filled: Sequence[Column], *, spreadsheet_safe: bool
+) -> Writer:
+    if spreadsheet_safe and kind not in {"csv", "tsv"}:
+        raise UsageError("--spreadsheet-safe is for .csv and .tsv: in other formats a text is never a formula")
+    match kind:
+        case "csv" | "tsv":
+            return _CsvWriter(file, "\t" if kind == "tsv" else ",", source, filled, _safe if spreadsheet_safe else None)
+        case "jsonl":
+            return _JsonWriter(file, filled)
+        case "parquet":
+            return _ParquetWriter(file, source, filled)
+
+
+class _CsvWriter:
+    """RFC 4180, but that a record ends in a line feed alone; null is an empty cell."""
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        delimiter: str,
+        source: Sequence[Column],
+        filled: Sequence[Column],
+        escape: Callable[[str], str] | None,
+    ) -> None:
+        self._file = file
+        self._escape = escape
+        self._names = [column.name for column in source]
+        # A csv writer gives back what `write` does: here, the line.
+        self._line = csv.writer(_Echo(), delimiter=delimiter, lineterminator="\n").writerow
+        self._quoted = csv.writer(_Echo(), delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow
+        self._put([*self._names, *(column.name for column in filled)])
+
+    def write(self, source: Mapping[str, Any], filled: Sequence[Any]) -> None:
+        """See Writer."""
+        cells = [source.get(name) for name in self._names]
+        cells += filled
+        self._put([cell if type(cell) in _AS_IT_IS else text_of(cell) for cell in cells])
+
+    def _put(self, cells: list[Any]) -> None:
+        if self._escape is not None:
+            cells = [self._escape(cell) if type(cell) is str else cell for cell in cells]
+        line: Any = self._line(cells)
+        # Python quotes a carriage return only when lines end in one, and a mark at the file's start would be dropped.
+        if "\r" in line or line.startswith("\ufeff"):
+            line = self._quoted(cells)
+        self._file.write(_utf8(line))
+
+    def finish(self) -> None:
+        """See Writer."""
+
+    def abandon(self) -> None:
+        """See Writer."""
+
+
+class _Echo:
+    """A file whose `write` gives the text back."""
+
+    def write(self, text: str) -> str:
+        return text
+
+
+def _safe(cell: str) -> str:
+    """The cell, with an apostrophe where a spreadsheet would take it for a formula (a number is none)."""
+    return "'" + cell if cell and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
+
+
+class _JsonWriter:
+    """One object a line, the source's own members first, just as they were."""
+
+    def __init__(self, file: BinaryIO, filled: Sequence[Column]) -> None:
+        self._file = file
+        self._names = [column.name for column in filled]
+
+    def write(self, source: Mapping[str, Any], filled: Sequence[Any]) -> None:
+        """See Writer."""
+        row = dict(source)
+        row.update(zip(self._names, filled, strict=True))
+        self._file.write(_json(row) + b"\n")
+
+    def finish(self) -> None:
+        """See Writer."""
+
+    def abandon(self) -> None:
+        """See Writer."""
+
+
+class _ParquetWriter:
+    """Columns of the types the source had, or of the kind that fits all of their values; row groups of bounded size."""
+
+    def __init__(self, file: BinaryIO, source: Sequence[Column], filled: Sequence[Column]) -> None:
+        try:
+            import pyarrow as pa  # type: ignore[import-untyped]  # noqa: PLC0415  (an extra)
+            from pyarrow import parquet  # noqa: PLC0415
+        except ImportError:
+            raise UsageError(NEEDS_PYARROW) from None
+        self._pa = pa
+        self._names = [column.name for column in source]
+        types = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
+        columns = [*source, *filled]
+        self._is_text = [column.arrow is None and column.kind == "text" for column in columns]
+        self._schema = pa.schema(
+            [(_SURROGATE.sub("\ufffd", column.name), column.arrow or types[column.kind]) for column in columns]
+        )
+        self._writer = parquet.ParquetWriter(file, self._schema)
+        self._rows: list[list[Any]] = []
+        self._characters = 0
+
+    def write(self, source: Mapping[str, Any], filled: Sequence[Any]) -> None:
+        """See Writer."""
+        cells = [source.get(name) for name in self._names]
+        cells += filled
+        self._characters += sum([len(cell) for cell in cells if type(cell) is str])
+        self._rows.append(cells)
+        if len(self._rows) >= _GROUP_ROWS or self._characters >= _GROUP_CHARACTERS:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = zip(*self._rows, strict=True) if self._rows else ([] for _ in self._schema)
+        arrays = [
+            self._array(cells, field.type, is_text=is_text)
+            for cells, field, is_text in zip(columns, self._schema, self._is_text, strict=True)
+        ]
+        self._writer.write_batch(self._pa.record_batch(arrays, schema=self._schema))
+        self._rows.clear()
+        self._characters = 0
+
+    def _array(self, cells: Sequence[Any], kind: Any, *, is_text: bool) -> Any:
+        if is_text:
+            cells = [cell if type(cell) is str or cell is None else text_of(cell) for cell in cells]
+            try:
+                return self._pa.array(cells, type=kind)
+            except UnicodeEncodeError:
+                cells = [cell if cell is None else _SURROGATE.sub("\ufffd", cell) for cell in cells]
+        return self._pa.array(cells, type=kind)
+
+    def finish(self) -> None:
+        """See Writer."""
+        self._flush()
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """See Writer."""
+        with suppress(OSError, ValueError, self._pa.ArrowException):
+            self._writer.close()
+        self._writer.is_open = False  # else it would be closed again when it is collected
+
+
+def text_of(value: Any) -> str:
+    """A value as a cell's text: what it is as a text, else its JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (dict, list, tuple, bool)) or value is None:
+        return _json(value).decode()
+    if isinstance(value, float):
+        return repr(float(value))
+    return str(_plain(value))
+
+
+def _json(value: Any) -> bytes:
+    """JSON of any value; what it has no form for (dates, decimals, bytes of a Parquet file) is a text."""
+    try:
+        return jsontext.dumps(value)
+    except TypeError:
+        return jsontext.dumps(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode()
+    if isinstance(value, (date, time)):  # a datetime is a date
+        return value.isoformat()
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text).encode()

@@ -1,0 +1,120 @@
+"""When an endpoint counts as down, and how it is probed until it answers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchrouter.circuit import Circuit
+
+
+def end(circuit: Circuit, row: int | None, now: float, *, failed: bool) -> bool:
+    """An attempt comes to its end; whether the circuit opened or closed by it."""
+    return circuit.failed(row, now) if failed else circuit.answered()
+
+
+Ends = list[tuple[int | None, bool]]
+
+
+def after(ends: Ends) -> Circuit:
+    """A circuit that took these attempts in, one a second: (row, whether it failed)."""
+    circuit = Circuit()
+    for second, (row, failed) in enumerate(ends):
+        end(circuit, row, float(second), failed=failed)
+    return circuit
+
+
+def good(rows: int) -> Ends:
+    return [(1000 + row, False) for row in range(rows)]
+
+
+def bad(attempts: int, rows: int) -> Ends:
+    return [(attempt % rows, True) for attempt in range(attempts)]
+
+
+CASES: dict[str, tuple[Ends, bool]] = {
+    "nothing": ([], False),
+    "nine of nine rows": (bad(9, 9), False),
+    "ten of ten rows": (bad(10, 10), True),
+    "ten of three rows": (bad(10, 3), True),
+    "ten of two rows": (bad(10, 2), False),
+    "thirty of one row": (bad(30, 1), False),
+    "ten after a long good time": (good(500) + bad(10, 10), True),
+    "ten with an answer among them": (bad(5, 5) + good(1) + bad(9, 9), False),
+    "ten without a connection": ([(None, True)] * 10, True),
+    "nine without a connection": ([(None, True)] * 9, False),
+    "one without a connection, nine of one row": ([(None, True), *bad(9, 1)], True),
+    "forty of the last fifty": ([(n, n % 5 != 0) for n in range(50)], True),
+    "half of the last fifty": ([(n, n % 2 != 0) for n in range(50)], False),
+    "fifty of one row": (bad(50, 1), False),
+    "half of the last thousand": ([(n, bool(n % 2)) for n in range(1000)], False),
+}
+
+
+@pytest.mark.parametrize(("ends", "opens"), CASES.values(), ids=CASES.keys())
+def test_it_opens_when_it_strikes_across_rows(ends: Ends, opens: bool) -> None:  # noqa: FBT001  (a case's column)
+    """The last 10 attempts of 3 rows or more, or most of the last 50, all for reasons that are not the rows' own."""
+    assert after(ends).is_open is opens
+
+
+@given(st.lists(st.booleans(), max_size=120))
+def test_one_bad_row_among_good_ones_never_opens_it(turns: list[bool]) -> None:
+    """Whenever at least every other attempt is another row's answer, a row may fail as often as it likes."""
+    circuit = Circuit()
+    for n, twice in enumerate(turns):
+        end(circuit, 7, float(n), failed=True)
+        for extra in range(2 if twice else 1):
+            end(circuit, 100 + n + extra, float(n), failed=False)
+        assert not circuit.is_open
+
+
+def test_it_says_when_it_changes() -> None:
+    """`failed` and `answered` are true exactly when the circuit opened or closed by it."""
+    circuit = Circuit()
+    assert [end(circuit, n, float(n), failed=True) for n in range(12)] == [*[False] * 9, True, False, False]
+    assert circuit.open_since == 9.0
+    assert end(circuit, 3, 20.0, failed=False)
+    assert circuit.open_since is None
+    assert not end(circuit, 4, 21.0, failed=False)
+
+
+def test_after_it_closed_it_takes_ten_again() -> None:
+    """What failed before an answer is no evidence after it."""
+    circuit = after(bad(30, 10))
+    end(circuit, 5, 40.0, failed=False)
+    opened = [end(circuit, n, 41.0 + n, failed=True) for n in range(11)]
+    assert opened.index(True) == 9
+
+
+def test_the_first_moment_of_an_outage_stands() -> None:
+    """Failures while it is open do not move `open_since`: --max-outage counts from there."""
+    circuit = after(bad(10, 10))
+    since = circuit.open_since
+    for n in range(100):
+        end(circuit, n, 100.0 + n, failed=True)
+    assert circuit.open_since == since
+
+
+def test_probes_come_at_growing_intervals_of_at_most_five_seconds() -> None:
+    """The first within a second, each later one after no shorter a gap, and none so late that an end goes unseen."""
+    circuit = after(bad(10, 10))
+    now = 9.0
+    gaps: list[float] = []
+    for _ in range(20):
+        gap = circuit.probe_in_s(now)
+        gaps.append(round(gap, 6))
+        now += gap
+        assert circuit.probe_in_s(now) == 0
+        circuit.probed(now)
+    assert 0 < gaps[0] <= 1
+    assert gaps == sorted(gaps)
+    assert gaps[-1] <= 5
+    assert gaps[-1] > 4 * gaps[0]
+
+
+def test_healthy_is_an_endpoint_that_answered_lately() -> None:
+    """Before the first answer nothing speaks for the endpoint; an answer a few attempts ago does."""
+    assert not Circuit().is_healthy
+    assert not after(bad(5, 5)).is_healthy
+    assert after([*good(1), *bad(9, 9)]).is_healthy
