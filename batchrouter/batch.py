@@ -264,6 +264,9 @@ async def _ask(
             shower.cancel()
             halt = halt or await keeper
         observer.tick(tally, lanes.all)
+        for lane in lanes.all:
+            for reason, seconds in lane.throttle.lost_s.items():
+                tally.lost_s[reason] = tally.lost_s.get(reason, 0.0) + seconds
         with disk_faults(plan.index.path):
             plan.index.put_meta({"learned": {lane.name: asdict(lane.throttle.pace.learned) for lane in lanes.all}})
     return halt

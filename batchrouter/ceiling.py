@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 _MARGIN: Final = 0.02  # how far under its ceiling the rate stays
 _TOLD_MARGINS: Final = (0.01, 0.03, 0.06)  # the same where the server, or the user, has told it; more after each doubt
+_FIRST_TOLD_NEAR: Final = 0.7
 _TOLD_NEAR: Final = 0.35  # how far what is told may be from what is seen, to be believed
 
 _FIRST_DROP: Final = 0.1  # how far a cut goes under the ceiling: the first,
@@ -122,7 +123,7 @@ class Ceiling:
             top = max(seen, lately)
         elif now - self._since < 0.6 * self._hold_s:
             self._is_rough = True
-            self._doubts += 1
+            self._doubts += self._is_told
             self._drop = min(1.5 * self._drop, _DEEPEST_DROP)
             self._lean *= 0.5
             top = seen
@@ -216,7 +217,8 @@ class Ceiling:
             self._place(self.top * growth, now)
 
     def _place(self, top: float, now: float) -> None:
-        near = [told for told in self._told if abs(told / top - 1) < _TOLD_NEAR]
+        low = _FIRST_TOLD_NEAR if len(self._ends) == 1 else _TOLD_NEAR
+        near = [told for told in self._told if -low < told / top - 1 < _TOLD_NEAR]
         self._is_told = bool(near) and self._doubts < len(_TOLD_MARGINS)
         if self._is_told:
             top = min(near, key=lambda told: abs(told / top - 1))

@@ -19,7 +19,7 @@ _LONGEST_PROBE_GAP_S: Final = 4.5  # an outage's end is noticed within 5 s
 
 
 class Circuit:
-    """One endpoint's state of health. `answered` and `failed` take in attempts; `open_since` is null while all is well."""
+    """One endpoint's state of health. `answered` and `failed` take in attempts, `open_since` is null while well."""
 
     def __init__(self) -> None:
         self._recent: deque[tuple[int | None, bool]] = deque(maxlen=_MOST_OF)

@@ -29,8 +29,11 @@ _BOUND_FOR_S: Final = 0.1
 _REFUTED: Final = 10  # answers to requests well above the supposed limit refute it
 _NEARLY: Final = 0.8
 _FEW: Final = 8
+_UNSURE: Final = 0.1  # of the expected number, as latencies scatter
+_NOTHING_TELLING: Final = 1.3
+_MOST_TELLING: Final = 3.5
 _SURE: Final = 5.0
-_SMOOTH: Final = 1 / 64
+_SMOOTH: Final = 1 / 128
 
 Blame = Literal["no", "perhaps", "yes"]
 
@@ -48,17 +51,16 @@ class Crowd:
         "_hold_s",
         "_judged_at",
         "_latency_s",
-        "_mean",
         "_most",
         "_needed",
         "_rate_before",
         "_since",
-        "_spread",
         "_stage",
         "_stage_at",
         "_target",
         "_touched_at",
         "is_bound",
+        "latency_s",
         "limit",
         "top",
     )
@@ -72,7 +74,7 @@ class Crowd:
         self._rate_before = 0.0
         self._base_s = math.inf
         self._hold_s = _HOLD_S[0]
-        self._mean, self._spread = 0.0, 0.0
+        self.latency_s = 0.0
         self._evidence = self._bound_s = 0.0
         self._above = 0
         self._touched_at = self._since = now
@@ -82,9 +84,7 @@ class Crowd:
 
     def answered(self, at: float, in_flight: int, flying: int, now: float) -> None:
         """An answer to a request sent at `at` as the `in_flight`th, with `flying` on their way until now."""
-        away = in_flight - self._mean
-        self._mean += away * _SMOOTH
-        self._spread += (away * away - self._spread) * _SMOOTH
+        self.latency_s += (now - at - self.latency_s) * (_SMOOTH if self.latency_s else 1.0)
         limit = self.limit
         self.is_bound = flying >= limit
         if not self.is_bound:
@@ -155,13 +155,19 @@ class Crowd:
 
     # --- refused ------------------------------------------------------------------------------------------------------
 
-    def blame(self, in_flight: int) -> Blame:
-        """Whether the refusal of the `in_flight`th begins an episode of this limit's making."""
-        deviation = max(math.sqrt(self._spread), 1.0)
-        tail = 0.5 * math.erfc((in_flight - self._mean) / deviation / math.sqrt(2))
-        # Of a rate's refusals the tail is anything from 0 to 1, -log(tail) is 1 in the mean: not evidence.
-        weight = min(-math.log(max(tail, 1e-3)), 3.5) - 1.5 if in_flight >= _FEW else 0.0
-        self._evidence = max(0.0, self._evidence + weight)
+    def blame(self, in_flight: int, rate: float) -> Blame:
+        """Whether the refusal of the `in_flight`th begins an episode of this limit's making, at `rate` answers a second.
+
+        A limit on the rate refuses at any number in flight; about rate x latency (Little's law) are expected. One on
+        the number refuses at the far end. The evidence is the sum of -log(tail) above its mean, as in a sequential
+        test (A. Wald, 1945).
+        """
+        expected = rate * self.latency_s
+        if in_flight >= _FEW and rate > 0:
+            deviation = math.sqrt(expected + (_UNSURE * expected) ** 2)
+            tail = 0.5 * math.erfc((in_flight - expected) / deviation / math.sqrt(2))
+            self._evidence += min(-math.log(max(tail, 1e-3)), _MOST_TELLING) - _NOTHING_TELLING
+            self._evidence = max(0.0, self._evidence)
         if self.top is not None:
             is_mine = in_flight > self.top or self._evidence > _SURE
             return "yes" if is_mine else "no"

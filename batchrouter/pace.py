@@ -208,7 +208,7 @@ class Pace:
         self._refusals = self._in_a_row = 0
         self._requests.begin(sent.at, sent.nth - 1 - self._refused)
         self._tokens.begin(sent.at, sent.tokens_before - self._tokens_refused)
-        blame = self._crowd.blame(sent.in_flight)
+        blame = self._crowd.blame(sent.in_flight, self._requests.lately())
         self._is_crowd_blamed = blame != "no"
         if blame != "no":
             self._crowd.cut(sent.in_flight, now)

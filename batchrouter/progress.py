@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 _LOG_EVERY_S: Final = 30.0
+_VERBOSE_EVERY_S: Final = 5.0
 _JSON_EVERY_S: Final = 1.0
 _ORDINARY: Final = {"start", "stop"}  # what people need not be told
 
@@ -110,11 +111,17 @@ class _Showing(Silence):
 
 
 class LogLines(_Showing):
-    """One plain line every 30 s, and one for what happens."""
+    """One plain line now and then, and one for what happens."""
+
+    def __init__(
+        self, stream: TextIO, clock: Callable[[], float] = time.monotonic, *, every_s: float = _LOG_EVERY_S
+    ) -> None:
+        super().__init__(stream, clock)
+        self._every_s = every_s
 
     def tick(self, tally: Tally, lanes: Sequence[Shown]) -> None:
         """See Observer."""
-        if self._is_time(_LOG_EVERY_S):
+        if self._is_time(self._every_s):
             self._line(describe(tally, lanes, self._clock() - self._began_s))
 
     def told(self, event: str, about: Mapping[str, Any]) -> None:
@@ -172,13 +179,14 @@ class Bar(_Showing):
 
 
 def choose(name: str, stream: TextIO | None = None) -> Observer:
-    """The observer called `auto`, `bar`, `log`, `json` or `none`."""
+    """The observer called `auto`, `bar`, `log`, `verbose`, `json` or `none`."""
     out = stream or sys.stderr
     if name == "auto":
         name = "bar" if out.isatty() else "log"
     table: Mapping[str, Callable[[], Observer]] = {
         "bar": lambda: Bar(out),
         "log": lambda: LogLines(out),
+        "verbose": lambda: LogLines(out, every_s=_VERBOSE_EVERY_S),
         "json": lambda: JsonLines(stream or sys.stdout),
         "none": Silence,
     }

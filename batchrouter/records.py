@@ -156,6 +156,7 @@ class Tally:
     usage: Usage = field(default_factory=Usage)
     unknown_usage: int = 0
     causes: dict[str, Cause] = field(default_factory=dict)
+    lost_s: dict[str, float] = field(default_factory=dict)
     state: str = "starting"
 
     @property

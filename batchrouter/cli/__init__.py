@@ -18,6 +18,9 @@ COMMANDS: Final = {
     "plan": ("batchrouter.cli.plan", "Tell what `run` would do, with nothing sent."),
     "status": ("batchrouter.cli.status", "Tell where a run stands, also while it runs."),
     "verify": ("batchrouter.cli.verify", "Check that no row is lost, doubled or mixed up."),
+    "label": ("batchrouter.cli.label", "A table in, a labelled table out."),
+    "prepare": ("batchrouter.cli.prepare", "A table and a prompt to request rows."),
+    "export": ("batchrouter.cli.export", "Answers as a table, in input order, beside the source data."),
     "models": ("batchrouter.cli.models", "List the endpoint's models."),
     "emulate": ("batchrouter.cli.emulate", "A local WorldRouter endpoint for trying and testing."),
 }

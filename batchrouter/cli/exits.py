@@ -75,6 +75,9 @@ def last_words(summary: Summary, command: str) -> str:
             f"{usage.total_tokens:,} tokens ({usage.prompt_tokens:,} prompt, {usage.completion_tokens:,} completion)"
             f" in {tally.attempts:,} requests, {short_time(summary.duration_s)}"
         )
+    lost = {reason: seconds for reason, seconds in tally.lost_s.items() if seconds >= 1}
+    if lost:
+        lines.append("held up by " + ", ".join(f"{reason} {short_time(seconds)}" for reason, seconds in lost.items()))
     lines.append(f"answers: {summary.directory}/results.jsonl")
     if failed:
         lines.append(f"failures: {summary.directory}/errors.jsonl")

@@ -16,7 +16,7 @@ from batchrouter.cli.exits import code_for, last_words
 from batchrouter.cli.export import told
 from batchrouter.cli.options import settings_from, settings_options
 from batchrouter.cli.paths import default_directory
-from batchrouter.cli.run import _run
+from batchrouter.cli.run import run_to_end
 from batchrouter.dataset.label import Labelled, label
 from batchrouter.dataset.labels import Shape, read_schema, shape_of_labels, split_labels
 from batchrouter.dataset.prepare import Question
@@ -67,7 +67,7 @@ def command(ctx: click.Context, /, data: str, output: str, **values: Any) -> Non
     observer = choose(values["progress"])
 
     def run(inputs: Sequence[str], directory: Path, settings: Settings) -> Summary:
-        return asyncio.run(_run(inputs, str(directory), settings, observer, emulate=values["emulate"]))
+        return asyncio.run(run_to_end(inputs, str(directory), settings, observer, emulate=values["emulate"]))
 
     labelled = label(
         data,

@@ -32,6 +32,8 @@ from batchrouter.settings import Secret, Settings, find_key
     default="auto",
     help="How to show it. [auto]",
 )
+@click.option("-v", "--verbose", is_flag=True, help="A line every 5 s, whatever --progress says.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, and no last words where all went well.")
 @settings_options
 @click.pass_context
 def command(
@@ -41,6 +43,8 @@ def command(
     output: str | None,
     progress: str,
     emulate: bool,  # noqa: FBT001  (click passes it by name)
+    verbose: bool,  # noqa: FBT001
+    quiet: bool,  # noqa: FBT001
     **values: Any,
 ) -> None:
     """Send the rows of INPUT (JSONL: OpenAI Batch rows or bare bodies; files, globs, or - for standard input) and
@@ -51,15 +55,17 @@ def command(
     """
     settings = settings_from(values)
     directory = output or default_directory(inputs[0])
-    observer = choose(progress)
-    summary = asyncio.run(_run(inputs, directory, settings, observer, emulate=emulate))
+    observer = choose("verbose" if verbose else "none" if quiet else progress)
+    summary = asyncio.run(run_to_end(inputs, directory, settings, observer, emulate=emulate))
     again = shlex.join(["batchrouter", *sys.argv[1:]])
-    with contextlib.suppress(OSError):
-        click.echo(last_words(summary, again), err=True)
-    ctx.exit(code_for(summary, settings.max_fail_ratio))
+    code = code_for(summary, settings.max_fail_ratio)
+    if code or not quiet:
+        with contextlib.suppress(OSError):
+            click.echo(last_words(summary, again), err=True)
+    ctx.exit(code)
 
 
-async def _run(
+async def run_to_end(
     inputs: Sequence[str], directory: str, settings: Settings, observer: Observer, *, emulate: bool
 ) -> Summary:
     control = Control()

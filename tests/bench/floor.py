@@ -51,7 +51,7 @@ async def _run(source: Path, directory: Path, url: str, concurrency: int) -> Non
         connector = aiohttp.TCPConnector(limit=concurrency)
         async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
             await asyncio.gather(*(floor.work(session) for _ in range(concurrency)))
-    print(floor.tokens)  # noqa: T201  (so that nothing was counted in vain)
+    print(floor.tokens)
 
 
 def main() -> None:

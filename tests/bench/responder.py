@@ -209,7 +209,7 @@ async def _serve(port: int, answers: Answers) -> None:
     server = await asyncio.get_running_loop().create_server(
         lambda: Connection(answers), "127.0.0.1", port, backlog=2048
     )
-    print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201  (whoever started it reads the port)
+    print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 

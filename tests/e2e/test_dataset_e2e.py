@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from kit.world import Served, has_lines, read_jsonl, request_row, run, running, serving, wait_until, write_jsonl
 from pyarrow import parquet
 
+from batchrouter.cli import main
 from batchrouter.emulator import Behaviour, Latency
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -281,12 +283,20 @@ WRONG: list[tuple[list[str], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "told"), WRONG)
-def test_a_mistake_is_one_line_and_exit_2(tmp_path: Path, arguments: list[str], told: str) -> None:
-    """What is wrong, where, and the next move; nothing is sent and nothing written, and there is no traceback."""
+def test_a_mistake_is_one_line_and_exit_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    """What is wrong, where, and the next move; nothing is sent and nothing written. (In this process: they are many.)"""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["batchrouter", *arguments])
     write(tmp_path / "t.csv", [["text"], ["one"]])
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert told in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
     assert not {"r.jsonl", "o.csv"} & {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "t.csv").read_bytes() == b"text\r\none\r\n"

@@ -141,7 +141,7 @@ def test_what_fails_fails_as_the_contract_says(tmp_path: Path) -> None:
         response, error = found[name]["response"], found[name]["error"]
         told[name] = (response and response["status_code"], error and error["code"])
         attempts[name] = found[name]["batchrouter"]["attempts"]
-    expected = {name: (code, None) for name, code in REFUSED.items()}
+    expected: dict[str, Any] = {name: (code, None) for name, code in REFUSED.items()}
     expected |= {name: (code, "attempts_exhausted") for name, code in EXHAUSTED.items()}
     expected |= {name: (None, code) for name, code in FAILED.items()}
     assert told == expected

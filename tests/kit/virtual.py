@@ -58,7 +58,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         future: asyncio.Future[T] = self.create_future()
         try:
             future.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001  (whatever it is belongs to the future)
+        except Exception as error:
             future.set_exception(error)
         return future
 

@@ -329,7 +329,6 @@ def test_a_row_that_became_invalid_after_its_answer_is_a_change(place: Place) ->
     assert len(place.log()) == 2
 
 
-@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
 def test_a_file_may_be_called_anything(place: Place) -> None:
     """A name that is no UTF-8: the rows are asked, and recorded under what can be written of it."""
     name = os.fsdecode(b"in\xff\n.jsonl")
