@@ -2,27 +2,33 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+DEV := .venv/dev
 
 .PHONY: demo test check bench clean
 
 $(READY): pyproject.toml
 	@echo "setting up .venv (once)"
 	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(DEV): $(READY)
+	@echo "installing what tests and checks need (once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 demo: $(READY)  ## run the samples against the embedded emulator
 	$(BIN)/batchrouter run samples/*.jsonl --emulate -o demo.run
 
-test: $(READY)  ## the tests
+test: $(DEV)  ## the tests
 	@$(BIN)/python -m pytest
 
-check: $(READY)  ## format, lint, types
+check: $(DEV)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measured against a bare aiohttp loop in the same run
+bench: $(DEV)  ## measured against a bare aiohttp loop in the same run
 	$(BIN)/python -m tests.bench
 
 clean:

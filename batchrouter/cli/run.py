@@ -68,6 +68,7 @@ def command(
 async def run_to_end(
     inputs: Sequence[str], directory: str, settings: Settings, observer: Observer, *, emulate: bool
 ) -> Summary:
+    """Run a batch as a command does: signals stop it, and `emulate` puts an endpoint of its own in place."""
     control = Control()
     with signals_to(control, asyncio.get_running_loop()), contextlib.closing(observer):
         if not emulate:

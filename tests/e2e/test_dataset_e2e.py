@@ -207,19 +207,6 @@ def test_a_table_that_changes_while_it_is_labelled_is_not_joined(tmp_path: Path)
     assert all(row["text"] in row["answer"] for row in read(tmp_path / "out.csv"))
 
 
-def test_an_empty_table_is_a_table(tmp_path: Path) -> None:
-    """A header and no rows: nothing to ask, and a table with all columns and no rows, in every format."""
-    write(tmp_path / "t.csv", [["text"]])
-    for kind in ("csv", "jsonl", "parquet"):
-        done = run(
-            "label", "t.csv", "--prompt", "{{ text }}", *ASK, "--emulate", "-o", f"out.{kind}", cwd=tmp_path
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out.csv").read_text() == "text,answer,error\n"
-    assert (tmp_path / "out.jsonl").read_text() == ""
-    assert parquet.read_table(tmp_path / "out.parquet").column_names == ["text", "answer", "error"]
-
-
 def test_a_second_label_of_the_same_run_waits_for_nobody(tmp_path: Path) -> None:
     """It exits 75, and the first one's requests are not touched."""
     write(tmp_path / "t.csv", [["text"], *([f"row {n}"] for n in range(400))])

@@ -12,6 +12,7 @@ import pytest
 from bench.dataset import outcome, play
 
 from batchrouter.dataset import Question, label, shape_of_labels
+from batchrouter.dataset.tables import open_table
 from batchrouter.errors import UsageError
 from batchrouter.records import Halt, Summary, Tally
 from batchrouter.settings import Settings
@@ -104,6 +105,16 @@ def test_several_questions_stand_side_by_side(tmp_path: Path) -> None:
     table = table_of(tmp_path, "one", "two")
     label(table, tmp_path / "o.csv", questions, directory=tmp_path / "t.run", settings=SETTINGS, run=Runs(answer))
     assert (tmp_path / "o.csv").read_text().splitlines() == ["text,echo,tone,error", "one,say one,b,", "two,say two,b,"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_an_empty_table_is_a_table(tmp_path: Path, kind: str) -> None:
+    """A header and no rows: nothing to ask, and a table with all columns and no rows."""
+    output = tmp_path / f"o.{kind}"
+    label(table_of(tmp_path), output, ASK, directory=tmp_path / "t.run", settings=SETTINGS, run=Runs(echo))
+    assert list(open_table(output).rows()) == []
+    if kind != "jsonl":
+        assert [column.name for column in open_table(output).columns()] == ["text", "answer", "error"]
 
 
 def test_a_table_that_cannot_be_asked_sends_nothing(tmp_path: Path) -> None:

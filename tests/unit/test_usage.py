@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrouter.records import Usage
@@ -86,7 +86,8 @@ def lines(totals: Totals) -> dict[str, dict[str, Any]]:
     return {found["model"]: found for found in map(json.loads, totals.lines({}).splitlines())}
 
 
-@given(st.lists(ROWS, max_size=30))
+@settings(max_examples=50, deadline=None)
+@given(st.lists(ROWS, max_size=20))
 def test_the_totals_are_the_rows(rows: list[tuple[str, Usage | None, int, bool]]) -> None:
     """A line a model, then one of all; every figure the sum over the rows; and the same after `dump` and `load`."""
     totals = Totals()
