@@ -122,7 +122,7 @@ async def run_batch(
         halt = None
         try:
             ledger.write_run(_about(sources, settings))
-            with contextlib.closing(_Books(ledger, plan.rows.twins())) as books:
+            with disk_faults(ledger.directory), contextlib.closing(_Books(ledger, plan.rows.twins())) as books:
                 _record_refusals(plan, ledger, tally)
                 tally.answered += books.serve_twins()
                 if tally.pending:

@@ -26,6 +26,8 @@ _REFUSALS_EVERY: Final = 100  # a refusal buys so many requests' time of peace: 
 _PAUSE_SHARE: Final = 20  # a pause that was asked for buys so many times its length, as long as it is short
 _HOLD_S: Final = (2.0, 60.0)  # the shortest and longest time at the margin
 _ROUGH_HOLD_S: Final = 4.0  # the longest while the ceiling is but a guess
+_SHARED_HOLD_S: Final = 0.5  # while it is open whether this is the limit at all
+_SHARED_CLIMB_S: Final = 1.0
 _HOPE_HOLD_S: Final = 3.0  # the longest (but for refusals) while it has lately been much higher
 _HOPE_S: Final = 60.0  # in which the hope for that is halved
 _CLIMB: Final = 0.03  # beyond, the rate rises by this share of the ceiling, times the cube of the time in climbs
@@ -64,12 +66,14 @@ class Ceiling:
         "_climb_s",
         "_doubts",
         "_drop",
+        "_early",
         "_end",
         "_ends",
         "_first",
         "_hold_s",
         "_is_dear",
         "_is_rough",
+        "_is_shared",
         "_is_told",
         "_lean",
         "_margin",
@@ -89,8 +93,8 @@ class Ceiling:
         self.is_bound = False
         self._told: tuple[float, ...] = () if known is None else (known,)
         self._told_limit = 0.0
-        self._is_told = self._is_rough = self._is_dear = False
-        self._doubts = 0
+        self._is_told = self._is_rough = self._is_dear = self._is_shared = False
+        self._doubts = self._early = 0
         self._margin, self._drop, self._lean = _MARGIN, _DROP, 0.3
         self._hold_s, self._climb_s = _HOLD_S[0], _CLIMB_S[0]
         self._since = self._checked_at = self._best_at = now
@@ -112,8 +116,11 @@ class Ceiling:
         """An earlier request turns out to be the first refused."""
         self._first = _Mark(at, accepted, 0.0)
 
-    def cut(self, now: float) -> None:
-        """Come down to just under what was accepted since the episode before, or lately, if that was more."""
+    def cut(self, now: float, *, is_shared: bool) -> None:
+        """Come down to just under what was accepted since the episode before, or lately, if that was more. The blame may be
+        `is_shared` with the number in flight: if that was the limit, there is no need to stay down for long.
+        """
+        self._is_shared = is_shared
         seen, lately = self._seen(self._first.at), self._lately(self._first.at)
         before = min(self.rate, 2 * max(seen, lately))
         self._remember(now)
@@ -124,12 +131,14 @@ class Ceiling:
         elif now - self._since < 0.6 * self._hold_s:
             self._is_rough = True
             self._doubts += self._is_told
+            self._early = min(self._early + 1, 3)
             self._drop = min(1.5 * self._drop, _DEEPEST_DROP)
             self._lean *= 0.5
             top = seen
         else:
             self._is_rough = False
             self._doubts = max(0, self._doubts - 1)
+            self._early = max(0, self._early - 1)
             self._drop = max(0.7 * self._drop, _DROP)
             self._lean = 0.3 if self._is_dear else min(self._lean + 0.15, 0.6)
             top = max(seen, lately)
@@ -161,11 +170,16 @@ class Ceiling:
             refused_s = min(refused_s, max(_HOLD_S[0], 40 * unit_s))
             pause_s = min(pause_s, _ROUGH_HOLD_S)
             climb_s = min(climb_s, max(2.0, 20 * unit_s))
+        if self._early >= 2:
+            refused_s = min(refused_s, 3.0)
+            climb_s = min(climb_s, 2.0)
         if self.top is not None and self._best > 1.25 * self.top:
             pause_s = min(pause_s, _HOPE_HOLD_S)
         hold_s = _HOLD_S[1] if self._is_told else max(refused_s, pause_s)
         self._hold_s = min(max(_HOLD_S[0], hold_s), _HOLD_S[1])
         self._climb_s = min(max(_CLIMB_S[0], climb_s), _HOLD_S[1])
+        if self._is_shared and not self._is_told and asked_s <= 0.5:
+            self._hold_s, self._climb_s = _SHARED_HOLD_S, _SHARED_CLIMB_S
         self._is_dear = asked_s > 0.5
 
     def resume(self, now: float) -> None:
@@ -173,6 +187,11 @@ class Ceiling:
         self._since = self._checked_at = now
 
     # --- the curve ----------------------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> None:
+        """Nothing has left before this moment."""
+        self._end = self._first = _Mark(now, 0.0, _BURST_S)
+        self._checked_at = now
 
     def tick(self, now: float, sent: float, accepted: float, unit: float) -> None:
         """Follow the curve. So many units were sent and accepted so far, at about `unit` a request."""

@@ -163,7 +163,7 @@ class Crowd:
         test (A. Wald, 1945).
         """
         expected = rate * self.latency_s
-        if in_flight >= _FEW and rate > 0:
+        if in_flight >= _FEW and expected > 0:
             deviation = math.sqrt(expected + (_UNSURE * expected) ** 2)
             tail = 0.5 * math.erfc((in_flight - expected) / deviation / math.sqrt(2))
             self._evidence += min(-math.log(max(tail, 1e-3)), _MOST_TELLING) - _NOTHING_TELLING

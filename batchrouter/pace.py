@@ -77,7 +77,7 @@ class Pace:
         self._rng = rng
         self._sent = self._refused = self._flying = 0
         self._tokens_sent = self._tokens_refused = 0.0
-        self._tick_at = now + _TICK_S
+        self._tick_at = now
         self._size_score = 0.0
         self._refusal_s = 0.0  # how long a refusal takes to come
         # The episode: its first refusal, and what it is blamed on.
@@ -193,6 +193,9 @@ class Pace:
             if now - self._trickles_since > _UNREFUSED * self._refusal_s:
                 self._resume(now, self._trickles_since)
             return
+        if self._sent <= 1:
+            self._requests.start(now)
+            self._tokens.start(now)
         if now - self._end_at > 1.0:
             self._most_per_s = math.inf
         self._requests.tick(now, self._sent, self._sent - self._refused, 1.0)
@@ -221,7 +224,7 @@ class Pace:
         is_tokens = self._is_about_tokens(sent, hints)
         self._blamed, other = (self._tokens, self._requests) if is_tokens else (self._requests, self._tokens)
         other.free()
-        self._blamed.cut(now)
+        self._blamed.cut(now, is_shared=blame == "perhaps")
 
     def _correct(self, sent: Sent) -> None:
         """A late refusal, of the same episode; perhaps it left before the one that was taken for the first."""

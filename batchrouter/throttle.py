@@ -69,11 +69,22 @@ class _Meter:
 
     async def pay(self, next_s: float) -> None:
         """Wait until what came before is paid for; from now on `next_s` is owed (0: there is no limit)."""
-        while self._owed_s > 0:
-            part = min(self._owed_s, _BUCKET_S)
-            await self._bucket.acquire(part)
-            self._owed_s -= part
-        self._owed_s = next_s
+        if self._owed_s > _BUCKET_S:  # at one go: of many slices each would come a little late
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            try:
+                await asyncio.sleep(self._owed_s)
+            finally:  # what a timer came late is made good with the next one
+                self._owed_s = max(-_BUCKET_S, self._owed_s - (loop.time() - began))
+        if self._owed_s > 0:
+            await self._bucket.acquire(self._owed_s)
+            self._owed_s = 0.0
+        self._owed_s += next_s
+
+    @property
+    def owes(self) -> bool:
+        """Whether there is anything to wait for."""
+        return self._owed_s > 0
 
 
 class Throttle:
@@ -159,7 +170,11 @@ class Throttle:
         pace = self.pace
         by_tokens = self._pay("tokens", self._tokens, tokens / pace.tokens_per_s)
         by_requests = self._pay("requests", self._requests, 1 / pace.requests_per_s)
-        await asyncio.gather(by_tokens, by_requests)
+        if self._tokens.owes and self._requests.owes:
+            await asyncio.gather(by_tokens, by_requests)
+        else:
+            await by_tokens
+            await by_requests
 
     async def _pay(self, reason: str, meter: _Meter, seconds: float) -> None:
         began = self._loop.time()

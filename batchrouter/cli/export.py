@@ -9,13 +9,21 @@ from batchrouter.errors import UsageError
 from batchrouter.retry import clean
 
 
+class Line(click.types.StringParamType):
+    """One text of several: in an environment variable each has a line of its own, as it may hold blanks."""
+
+    envvar_list_splitter = "\n"
+
+
 @click.command(name="export")
 @click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "--output", required=True, metavar="FILE", help=".csv, .tsv, .jsonl, .parquet; -: JSONL to stdout.")
 @click.option("--join", metavar="DATA", help="The table that was prepared: its columns come first, as they were.")
 @click.option("--id", "id_column", metavar="COLUMN", help="The column of DATA with the ids, as given to prepare.")
 @click.option("--schema", metavar="FILE", help="A JSON schema: a column for each property of the content.")
-@click.option("--column", "columns", metavar="NAME=JMESPATH", multiple=True, help="A column from the JSON content.")
+@click.option(
+    "--column", "columns", type=Line(), metavar="NAME=JMESPATH", multiple=True, help="A column from the JSON content."
+)
 @click.option("--spreadsheet-safe", is_flag=True, help="In CSV, an apostrophe before what looks like a formula.")
 def command(
     directory: str,

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from batchrouter.cli.exits import code_for, last_words
-from batchrouter.cli.export import told
+from batchrouter.cli.export import Line, told
 from batchrouter.cli.options import settings_from, settings_options
 from batchrouter.cli.paths import default_directory
 from batchrouter.cli.run import run_to_end
@@ -38,7 +38,9 @@ from batchrouter.settings import Settings
 @click.option("--labels", metavar="A,B,C", help="Ask for one of these; it fills the column `label`.")
 @click.option("--schema", metavar="FILE", help="Ask for JSON by this schema; each property fills a column.")
 @click.option("--id", "id_column", metavar="COLUMN", help="The column with the rows' ids. [row-1, row-2, …]")
-@click.option("--image", "images", metavar="COLUMN", multiple=True, help="A column with pictures: paths or URLs.")
+@click.option(
+    "--image", "images", type=Line(), metavar="COLUMN", multiple=True, help="A column with pictures: paths or URLs."
+)
 @click.option("--directory", metavar="DIR", help="The run directory [<DATA's stem>.run].")
 @click.option("--spreadsheet-safe", is_flag=True, help="In CSV, an apostrophe before what looks like a formula.")
 @click.option("--emulate", is_flag=True, help="Send to an embedded emulator: nothing is paid, no key is needed.")

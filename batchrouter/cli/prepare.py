@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from batchrouter import jsontext
+from batchrouter.cli.export import Line
 from batchrouter.dataset.labels import parse_json, read_json, response_format
 from batchrouter.dataset.prepare import Question, prepare, write_requests
 from batchrouter.dataset.questions import read_prompt
@@ -29,9 +30,11 @@ _SHOWN_CHARACTERS: Final = 2000
 @click.option("--prompt", metavar="TEXT", help="The prompt's text itself.")
 @click.option("--system", metavar="TEXT", help="A system message before the prompt, a template too.")
 @click.option("--id", "id_column", metavar="COLUMN", help="The column with the rows' ids. [row-1, row-2, …]")
-@click.option("--image", "images", metavar="COLUMN", multiple=True, help="A column with pictures: paths or URLs.")
+@click.option(
+    "--image", "images", type=Line(), metavar="COLUMN", multiple=True, help="A column with pictures: paths or URLs."
+)
 @click.option("--model", metavar="ID", help="The model of every row. [the run's]")
-@click.option("--set", "defaults", metavar="KEY=JSON", multiple=True, help="A field of every body.")
+@click.option("--set", "defaults", type=Line(), metavar="KEY=JSON", multiple=True, help="A field of every body.")
 @click.option("--response-format", metavar="FILE|JSON", help="json_object, a JSON schema, or the field as it is.")
 @click.option("--sample", metavar="N", type=click.IntRange(1), help="Only N rows, drawn at random.")
 @click.option("--seed", metavar="S", type=int, default=0, help="Of the sample. [0]")
@@ -49,11 +52,11 @@ def command(data: str, output: str | None, preview: int | None, **values: Any) -
     """
     if (output is None) == (preview is None):
         raise UsageError("say where the request rows go with -o FILE, or look at some with --preview 3")
-    if output is not None and output != "-" and Path(output).exists() and Path(output).samefile(data):
-        raise UsageError(f"{output} is the table itself: write to another file")
     requests = prepare(
         data, _question(values), id_column=values["id_column"], sample=values["sample"], seed=values["seed"]
     )
+    if output is not None and output != "-" and Path(output).exists() and Path(output).samefile(data):
+        raise UsageError(f"{output} is the table itself: write to another file")
     if preview is not None:
         _show(islice(requests, preview))
         return

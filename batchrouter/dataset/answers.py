@@ -81,9 +81,9 @@ class Answers:
     def _line(self, state: int, at: int, key: str) -> dict[str, Any]:
         raw = self._logs[state].line(at)
         try:
-            line = jsontext.loads(raw)
+            line: dict[str, Any] = jsontext.loads(raw)
             if line["id"][_ID] == key:
-                return dict(line)
+                return line
         except (jsontext.NotJson, KeyError, TypeError):
             pass
         raise UsageError(

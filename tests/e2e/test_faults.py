@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ ELSEWHERE = {"sse_one_choice_cut"}  # needs n > 1
 
 def test_no_fault_of_the_emulator_is_left_out() -> None:
     """Every fault that it can play is named by exactly one of the tables above."""
-    tables = [
+    tables: list[Iterable[str]] = [
         REFUSED,
         EXHAUSTED,
         FAILED,
@@ -161,7 +162,10 @@ def test_what_passes_is_tried_again_and_answered(tmp_path: Path, streamed: bool)
     for row in rows:
         expected = served.emulator.answer({**row["body"], "stream": False})
         assert content_of(found[row["custom_id"]]) == expected["choices"][0]["message"]["content"], row["custom_id"]
-        assert (found[row["custom_id"]]["batchrouter"]["attempts"] > 1) or row["custom_id"] not in names, row
+        if (
+            row["custom_id"] in names and "before_headers" not in row["custom_id"]
+        ):  # that may look like a stale connection
+            assert found[row["custom_id"]]["batchrouter"]["attempts"] > 1, row
 
 
 def test_sloppy_answers_are_read_right(tmp_path: Path) -> None:
