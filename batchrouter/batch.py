@@ -180,8 +180,9 @@ def _plan(sources: Sequence[Source], settings: Settings, ledger: Ledger, check: 
             dedupe=settings.dedupe,
             check=check,
         )
-    unpriced = [model for model in plan.index.models(plan.rows.below) if model not in settings.models]
-    if settings.max_cost is not None and unpriced:
+        models = plan.index.models(plan.rows.below) if settings.max_cost is not None else {}
+    unpriced = [model for model in models if model not in settings.models]
+    if unpriced:
         raise UsageError(
             f'--max-cost needs the price of {unpriced[0]}: [model."{unpriced[0]}"] prompt = …, completion = … (USD per'
             " million tokens) in batchrouter.toml; nothing was sent"

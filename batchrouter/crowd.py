@@ -32,7 +32,7 @@ _FEW: Final = 8
 _UNSURE: Final = 0.1  # of the expected number, as latencies scatter
 _NOTHING_TELLING: Final = 1.3
 _MOST_TELLING: Final = 3.5
-_SURE: Final = 5.0
+_SURE: Final = 6.0
 _SMOOTH: Final = 1 / 128
 
 Blame = Literal["no", "perhaps", "yes"]

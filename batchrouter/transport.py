@@ -148,7 +148,7 @@ class Transport:
         self._fresh = self._new_session(keep_alive=False)
         self._loop = asyncio.get_running_loop()
         self._period_s = min(_SWEEP_S, self._timeout_s / 8, self._idle_timeout_s / 8)
-        self._timer = self._loop.call_later(self._period_s, self._sweep)
+        self._set_timer()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -206,6 +206,13 @@ class Transport:
     def _sweep(self) -> None:
         """End what is past its deadline, or had no byte for too long."""
         now = self._loop.time()
+        late_s = now - self._sweep_due_s
+        if (
+            late_s > self._period_s
+        ):  # we were held up (a huge body, a suspended process): that is not the peer's silence
+            for attempt in self._by_task.values():
+                attempt.started_s += late_s
+                attempt.seen_s += late_s
         for attempt in self._by_task.values():
             progress = attempt.progress()
             if progress != attempt.seen:
@@ -219,7 +226,11 @@ class Transport:
             else:
                 continue
             attempt.task.cancel()
-        self._timer = self._loop.call_later(self._period_s, self._sweep)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._sweep_due_s = self._loop.time() + self._period_s
+        self._timer = self._loop.call_at(self._sweep_due_s, self._sweep)
 
     # --- one attempt -----------------------------------------------------------------------------------------------
 
