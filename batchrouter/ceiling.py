@@ -117,8 +117,8 @@ class Ceiling:
         self._first = _Mark(at, accepted, 0.0)
 
     def cut(self, now: float, *, is_shared: bool) -> None:
-        """Come down to just under what was accepted since the episode before, or lately, if that was more. The blame may be
-        `is_shared` with the number in flight: if that was the limit, there is no need to stay down for long.
+        """Come down to just under what was accepted since the episode before, or lately, if that was more. The blame
+        may be `is_shared` with the number in flight: if that was the limit, there is no need to stay down for long.
         """
         self._is_shared = is_shared
         seen, lately = self._seen(self._first.at), self._lately(self._first.at)

@@ -156,7 +156,8 @@ class Crowd:
     # --- refused ------------------------------------------------------------------------------------------------------
 
     def blame(self, in_flight: int, rate: float) -> Blame:
-        """Whether the refusal of the `in_flight`th begins an episode of this limit's making, at `rate` answers a second.
+        """Whether the refusal of the `in_flight`th begins an episode of this limit's making, at `rate` answers a
+        second.
 
         A limit on the rate refuses at any number in flight; about rate x latency (Little's law) are expected. One on
         the number refuses at the far end. The evidence is the sum of -log(tail) above its mean, as in a sequential

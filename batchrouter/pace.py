@@ -1,7 +1,7 @@
 """How fast one limit may be used: a policy that learns from what comes back. The mechanism (throttle) enforces it.
 
-Rules of this file: pure; no clock, `now` is passed in, in monotonic seconds; every request that is `sent` ends in exactly
-one of `answered`, `limited`, `failed`, with the `Sent` it left with.
+Rules of this file: pure; no clock, `now` is passed in, in monotonic seconds; every request that is `sent` ends in
+exactly one of `answered`, `limited`, `failed`, with the `Sent` it left with.
 
 A 429 begins an *episode*: all admission pauses, and what was sent before the pause belongs to the same episode, however
 late its own 429 comes. After the pause requests trickle; when the first of them is answered, or not refused for longer
@@ -53,8 +53,9 @@ class Learned:
 
 
 class Pace:
-    """The pace of one limit. A number given is trusted: the pace starts there and never exceeds it (it goes under it only
-    while refusals show that it is too high); None is found out, starting from what was learned before, if anything was.
+    """The pace of one limit. A number given is trusted: the pace starts there and never exceeds it (it goes under it
+    only while refusals show that it is too high); None is found out, starting from what was learned before, if anything
+    was.
     """
 
     def __init__(
@@ -155,8 +156,8 @@ class Pace:
         self._flying -= 1
 
     def limited(self, now: float, sent: Sent, hints: Hints | None) -> float:
-        """It was refused with a 429. The seconds from now for which all admission owes a pause: never less than was asked
-        for, and jitter on top; not capped, as only the caller knows how long it may wait.
+        """It was refused with a 429. The seconds from now for which all admission owes a pause: never less than was
+        asked for, and jitter on top; not capped, as only the caller knows how long it may wait.
         """
         self._flying -= 1
         self._refusal_s = max(now - sent.at, 0.9 * self._refusal_s, 1e-3)
@@ -276,14 +277,18 @@ class Pace:
         return (self._tokens_sent / self._sent if self._blamed is self._tokens else 1.0) / self._blamed.rate
 
     def _own_pause_s(self) -> float:
-        """Full jitter on a doubling pause (M. Brooker, "Exponential Backoff And Jitter", AWS 2015), but never nothing."""
+        """Full jitter on a doubling pause (M. Brooker, "Exponential Backoff And Jitter", AWS 2015), but never
+        nothing.
+        """
         most_s = min(max(_PAUSE_S, self._request_s()) * 2.0 ** min(self._in_a_row, 20), _LONGEST_PAUSE_S)
         return self._rng.uniform(0.2, 1) * most_s
 
     # --- which limit --------------------------------------------------------------------------------------------------
 
     def _note_size(self, sent: Sent) -> None:
-        """A limit of tokens refuses large requests rather than small ones; one of requests does not look at the size."""
+        """A limit of tokens refuses large requests rather than small ones; one of requests does not look
+        at the size.
+        """
         mean = self._tokens_sent / self._sent
         if sent.tokens > 0 and mean > 0:
             weight = max(-1.0, min(1.0, math.log(sent.tokens / mean)))

@@ -162,9 +162,7 @@ def test_what_passes_is_tried_again_and_answered(tmp_path: Path, streamed: bool)
     for row in rows:
         expected = served.emulator.answer({**row["body"], "stream": False})
         assert content_of(found[row["custom_id"]]) == expected["choices"][0]["message"]["content"], row["custom_id"]
-        if (
-            row["custom_id"] in names and "_headers" not in row["custom_id"]
-        ):  # that may look like a stale connection
+        if row["custom_id"] in names and "_headers" not in row["custom_id"]:  # that may look like a stale connection
             assert found[row["custom_id"]]["batchrouter"]["attempts"] > 1, row
 
 

@@ -8,6 +8,7 @@ Everything follows from the seed. Times are in seconds since the start, rates in
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import random
 from collections import deque
@@ -25,9 +26,12 @@ GATE_DEPTH_S = 0.005
 class Policy(Protocol):
     """What the simulator drives: `batchrouter.pace.Pace` and the alternatives it is compared with."""
 
-    requests_per_s: float
-    tokens_per_s: float
-    concurrency: int
+    @property
+    def requests_per_s(self) -> float: ...
+    @property
+    def tokens_per_s(self) -> float: ...
+    @property
+    def concurrency(self) -> int: ...
 
     def sent(self, now: float, tokens: int) -> Sent: ...
     def answered(self, now: float, sent: Sent, tokens: int, hints: Hints | None) -> None: ...
@@ -58,7 +62,7 @@ class Schedule:
     def total(self, start: float, end: float) -> float:
         """What it allows from `start` to `end`."""
         edges = [start, *(s for s, _ in self.steps if start < s < end), end]
-        return sum((b - a) * self.at(a) for a, b in zip(edges, edges[1:], strict=False))
+        return sum((b - a) * self.at(a) for a, b in itertools.pairwise(edges))
 
 
 @dataclass(slots=True)
@@ -207,10 +211,7 @@ class Server:
         service_s = self.median_s * math.exp(self.sigma * rng.gauss(0.0, 1.0))
         if self.slots is None:
             return service_s
-        if len(self._free_at) < self.slots:
-            begins = now
-        else:
-            begins = max(now, heapq.heappop(self._free_at))
+        begins = now if len(self._free_at) < self.slots else max(now, heapq.heappop(self._free_at))
         heapq.heappush(self._free_at, begins + service_s)
         return begins + service_s - now
 
