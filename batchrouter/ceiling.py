@@ -140,7 +140,7 @@ class Ceiling:
             self._doubts = max(0, self._doubts - 1)
             self._early = max(0, self._early - 1)
             self._drop = max(0.7 * self._drop, _DROP)
-            self._lean = 0.3 if self._is_dear else min(self._lean + 0.15, 0.6)
+            self._lean = 0.3 if self._is_dear else min(self._lean + 0.05, 0.6)
             top = max(seen, lately)
             top += self._lean * (before - top)
         self._place(top, now)
@@ -171,7 +171,7 @@ class Ceiling:
             pause_s = min(pause_s, _ROUGH_HOLD_S)
             climb_s = min(climb_s, max(2.0, 20 * unit_s))
         if self._early >= 2:
-            refused_s = min(refused_s, 3.0)
+            refused_s = min(refused_s, max(3.0, 40 * unit_s))
             climb_s = min(climb_s, 2.0)
         if self.top is not None and self._best > 1.25 * self.top:
             pause_s = min(pause_s, _HOPE_HOLD_S)

@@ -28,8 +28,9 @@ _LONGEST_PAUSE_S: Final = 5.0
 _JITTER: Final = 0.1  # added to a pause that was asked for, of its length
 _TRICKLE: Final = 0.25  # of the pace, while it is open whether requests are accepted again
 _UNREFUSED: Final = 1.5  # times the time a refusal takes, and a request may be taken for accepted
-_SIZE_TELLS: Final = 2.0
-_SIZE_MOST: Final = 4.0
+_RATE_SCATTER: Final = 0.04  # of the rates at which one and the same limit refuses
+_SCORE_TELLS: Final = 1.0
+_SCORE_MOST: Final = 4.0
 _ROUNDED_MOST_S: Final = 2.0  # whole seconds below this are rounded up from almost nothing
 
 
@@ -79,7 +80,8 @@ class Pace:
         self._sent = self._refused = self._flying = 0
         self._tokens_sent = self._tokens_refused = 0.0
         self._tick_at = now
-        self._size_score = 0.0
+        self._tokens_score = 0.0
+        self._refused_at = (0.0, 0.0)
         self._refusal_s = 0.0  # how long a refusal takes to come
         # The episode: its first refusal, and what it is blamed on.
         self._first: Sent | None = None
@@ -161,7 +163,6 @@ class Pace:
         """
         self._flying -= 1
         self._refusal_s = max(now - sent.at, 0.9 * self._refusal_s, 1e-3)
-        self._note_size(sent)
         asked_s = 0.0
         if hints is not None:
             self._read(hints, now)
@@ -222,6 +223,7 @@ class Pace:
             self._tokens.hurry()
             self._most_per_s = 2 * max(self._requests.lately(), 1.0)
             return
+        self._weigh(sent)
         is_tokens = self._is_about_tokens(sent, hints)
         self._blamed, other = (self._tokens, self._requests) if is_tokens else (self._requests, self._tokens)
         other.free()
@@ -285,20 +287,28 @@ class Pace:
 
     # --- which limit --------------------------------------------------------------------------------------------------
 
-    def _note_size(self, sent: Sent) -> None:
-        """A limit of tokens refuses large requests rather than small ones; one of requests does not look
-        at the size.
+    def _weigh(self, sent: Sent) -> None:
+        """Whether requests or tokens are bounded: the log of how much likelier this refusal is by a limit of tokens. That
+        refuses a large request rather than a small one, and always at about the same rate of tokens, whatever that of
+        requests is; a limit of requests the reverse.
         """
+        weight = 0.0
         mean = self._tokens_sent / self._sent
         if sent.tokens > 0 and mean > 0:
-            weight = max(-1.0, min(1.0, math.log(sent.tokens / mean)))
-            self._size_score = max(-_SIZE_MOST, min(_SIZE_MOST, self._size_score + weight))
+            weight += max(-1.0, min(1.0, math.log(sent.tokens / mean)))
+        rates = (self._requests.lately(), self._tokens.lately())
+        if min(rates) > 0:
+            if min(self._refused_at) > 0:
+                requests, tokens = (math.log(new / old) for new, old in zip(rates, self._refused_at, strict=True))
+                weight += max(-1.5, min(1.5, (requests**2 - tokens**2) / _RATE_SCATTER**2))
+            self._refused_at = rates
+        self._tokens_score = max(-_SCORE_MOST, min(_SCORE_MOST, self._tokens_score + weight))
 
     def _is_about_tokens(self, sent: Sent, hints: Hints | None) -> bool:
         if hints is not None and hints.tokens is not None and hints.tokens.remaining is not None:
             is_spent = hints.requests is not None and hints.requests.remaining == 0
             return hints.tokens.remaining <= 2 * sent.tokens and not is_spent
-        return self._size_score > _SIZE_TELLS
+        return self._tokens_score > _SCORE_TELLS
 
     def _read(self, hints: Hints, now: float) -> None:
         for meter, ceiling in ((hints.requests, self._requests), (hints.tokens, self._tokens)):

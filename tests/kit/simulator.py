@@ -24,7 +24,7 @@ GATE_DEPTH_S = 0.005
 
 
 class Policy(Protocol):
-    """What the simulator drives: `batchrouter.pace.Pace` and the alternatives it is compared with."""
+    """What the simulator drives: `batchrouter.pace.Pace`, or anything of its kind."""
 
     @property
     def requests_per_s(self) -> float: ...
