@@ -288,9 +288,9 @@ class Pace:
     # --- which limit --------------------------------------------------------------------------------------------------
 
     def _weigh(self, sent: Sent) -> None:
-        """Whether requests or tokens are bounded: the log of how much likelier this refusal is by a limit of tokens. That
-        refuses a large request rather than a small one, and always at about the same rate of tokens, whatever that of
-        requests is; a limit of requests the reverse.
+        """Whether requests or tokens are bounded: the log of how much likelier this refusal is by a limit of tokens.
+        That refuses a large request rather than a small one, and always at about the same rate of tokens, whatever that
+        of requests is; a limit of requests the reverse.
         """
         weight = 0.0
         mean = self._tokens_sent / self._sent
