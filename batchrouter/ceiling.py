@@ -155,6 +155,7 @@ class Ceiling:
         is_long = until - self._first.at > 1.0
         if (self._is_rough or is_long) and seen < 0.9 * self.top:
             self._is_rough = not is_long
+            self._is_shared = self._is_shared and not is_long
             self._place(seen, now)
 
     def ended(self, at: float, accepted: float, *, rested_s: float) -> None:

@@ -25,6 +25,7 @@ Bound = Literal["nothing", "requests", "tokens", "concurrency"]
 _TICK_S: Final = 0.02
 _PAUSE_S: Final = 0.05  # the shortest pause after a 429 that asks for none
 _LONGEST_PAUSE_S: Final = 5.0
+_PAUSE_GROWTH: Final = 0.5
 _JITTER: Final = 0.1  # added to a pause that was asked for, of its length
 _TRICKLE: Final = 0.25  # of the pace, while it is open whether requests are accepted again
 _UNREFUSED: Final = 1.5  # times the time a refusal takes, and a request may be taken for accepted
@@ -89,7 +90,8 @@ class Pace:
         self._is_crowd_blamed = False
         self._before = (0, 0.0)
         self._refusals = self._in_a_row = 0
-        self._end_at = now
+        self._asked_s = 0.0
+        self._began_at = self._end_at = now
         # The last pause: when it began, after how many requests, and what is let through since.
         self._paused_at = -math.inf
         self._paused_after = 0
@@ -179,11 +181,12 @@ class Pace:
             self._trickle = _TRICKLE * 0.5 ** min(self._in_a_row, 10)
             self._trickles_since = math.inf
             self._stretch(now, sent, asked_s)
-            pause_s = pause_s or self._own_pause_s()
+            pause_s = pause_s or self._own_pause_s(now)
         self._refused += 1
         self._tokens_refused += sent.tokens
         self._refusals += 1
-        self._count_cost(asked_s)
+        self._asked_s = max(self._asked_s, asked_s)
+        self._count_cost()
         return pause_s
 
     def tick(self, now: float) -> None:
@@ -209,8 +212,10 @@ class Pace:
 
     def _begin(self, now: float, sent: Sent, hints: Hints | None) -> None:
         self._first = sent
+        self._began_at = now
         self._before = (self._refused, self._tokens_refused)
         self._refusals = self._in_a_row = 0
+        self._asked_s = 0.0
         self._requests.begin(sent.at, sent.nth - 1 - self._refused)
         self._tokens.begin(sent.at, sent.tokens_before - self._tokens_refused)
         blame = self._crowd.blame(sent.in_flight, self._requests.lately())
@@ -263,14 +268,15 @@ class Pace:
             for ceiling in (self._requests, self._tokens):
                 ceiling.stretch(self._end_at, now, is_blamed=ceiling is self._blamed)
             self._mark_end(requests, tokens, rested_s)
+            self._count_cost()
         if self._blamed is not None:
             self._blamed.resume(now)
 
-    def _count_cost(self, asked_s: float) -> None:
+    def _count_cost(self) -> None:
         if self._blamed is not None:
-            self._blamed.cost(self._refusals, self._request_s(), asked_s)
+            self._blamed.cost(self._refusals, self._request_s(), self._asked_s)
         if self._is_crowd_blamed:
-            self._crowd.cost(self._refusals, 1 / max(self._requests.lately(), 1.0), asked_s)
+            self._crowd.cost(self._refusals, 1 / max(self._requests.lately(), 1.0), self._asked_s)
 
     def _request_s(self) -> float:
         """Seconds a request, at the pace of what is blamed."""
@@ -278,12 +284,12 @@ class Pace:
             return 0.0
         return (self._tokens_sent / self._sent if self._blamed is self._tokens else 1.0) / self._blamed.rate
 
-    def _own_pause_s(self) -> float:
-        """Full jitter on a doubling pause (M. Brooker, "Exponential Backoff And Jitter", AWS 2015), but never
-        nothing.
+    def _own_pause_s(self, now: float) -> float:
+        """A pause that nobody asked for: it grows with the time that nothing is accepted, so that no more than half of
+        that is missed of a window's end. Equal jitter (M. Brooker, "Exponential Backoff And Jitter", AWS 2015).
         """
-        most_s = min(max(_PAUSE_S, self._request_s()) * 2.0 ** min(self._in_a_row, 20), _LONGEST_PAUSE_S)
-        return self._rng.uniform(0.2, 1) * most_s
+        most_s = max(_PAUSE_S, self._request_s(), _PAUSE_GROWTH * (now - self._began_at))
+        return self._rng.uniform(0.5, 1) * min(most_s, _LONGEST_PAUSE_S)
 
     # --- which limit --------------------------------------------------------------------------------------------------
 
@@ -308,7 +314,7 @@ class Pace:
         if hints is not None and hints.tokens is not None and hints.tokens.remaining is not None:
             is_spent = hints.requests is not None and hints.requests.remaining == 0
             return hints.tokens.remaining <= 2 * sent.tokens and not is_spent
-        return self._tokens_score > _SCORE_TELLS
+        return self._tokens_score > (_SCORE_TELLS if self._blamed is not self._tokens else -_SCORE_TELLS)
 
     def _read(self, hints: Hints, now: float) -> None:
         for meter, ceiling in ((hints.requests, self._requests), (hints.tokens, self._tokens)):
