@@ -28,20 +28,25 @@ def read_lines(file: BinaryIO, *, start: int = 0, longest: int = LONGEST_LINE_BY
     """The lines from byte `start` on (where a line must begin; numbers count from there), blank ones too."""
     if start:
         file.seek(start)
-    readline = file.readline
     number = 0
-    while raw := readline(longest + 1):
-        number += 1
-        length = len(raw)
-        if raw.endswith(b"\n"):
-            yield Line(number, start, raw[:-1], length)
-        elif length <= longest:  # the last line, without its newline
-            yield Line(number, start, raw, length)
-        else:
-            while not raw.endswith(b"\n") and (raw := readline(_BLOCK_BYTES)):
-                length += len(raw)
-            yield Line(number, start, None, length)
-        start += length
+    while block := file.read(_BLOCK_BYTES):
+        if not block.endswith(b"\n"):
+            block += file.readline(longest + 1)
+        lines = block.split(b"\n")
+        rest = lines.pop()  # nothing, or the file's last line, or the beginning of one that is too long
+        for raw in lines:
+            number += 1
+            length = len(raw) + 1
+            yield Line(number, start, raw if length <= longest + 1 else None, length)
+            start += length
+        if rest:
+            more = 0
+            while not block.endswith(b"\n") and (block := file.readline(_BLOCK_BYTES)):
+                more += len(block)
+            length = len(rest) + more
+            yield Line(number + 1, start, rest if length <= longest else None, length)
+            number += 1
+            start += length
 
 
 class Appender:

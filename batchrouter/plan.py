@@ -7,18 +7,19 @@ when both id and body are those that were asked.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from batchrouter.errors import DiskError, UsageError
-from batchrouter.index import DUPLICATE, INVALID, LOG_OF, REQUEST, Index, Logged, Planned, Unusable, remove
-from batchrouter.intake import Shaping, Source, key_of_duplicate, read_row
-from batchrouter.jsonl import Line, read_lines
-from batchrouter.records import Outcome, Refusal, Request, Usage
+from batchrouter.index import DUPLICATE, INVALID, LOG_OF, REQUEST, Index, Logged, Unusable, remove
+from batchrouter.intake import Shaping, Source, key_of_duplicate, read_identity
+from batchrouter.jsonl import read_lines
+from batchrouter.records import Outcome, Refusal, Usage
 from batchrouter.rows import Rows
 from batchrouter.settings import Changed
 from batchrouter.usage import Totals
@@ -211,7 +212,7 @@ def build_index(path: Path, sources: Sequence[Source], shaping: Shaping, check: 
     """A new index at `path` of all rows of `sources`, none of them answered; raises UsageError, DiskError."""
     try:
         models = _Models()
-        index = Index.build(path, _checked(_planned_rows(sources, shaping, models), check))
+        index = Index.build(path, _planned_rows(sources, shaping, models, check))
     except BaseException:
         remove(path)
         raise
@@ -230,24 +231,31 @@ class _Models(dict[str, int]):
         return number
 
 
-def _planned_rows(sources: Sequence[Source], shaping: Shaping, models: _Models) -> Iterator[Planned]:
+def _planned_rows(
+    sources: Sequence[Source], shaping: Shaping, models: _Models, check: Callable[[], None]
+) -> Iterator[tuple[Any, ...]]:
+    """The fields of `Planned`, row by row; raises UsageError where a source cannot be read on."""
     n = 0
     for number, source in enumerate(sources):
-        with source.open() as file:
-            for line in _lines(source, file):
-                row = read_row(line, n, source.label, shaping)
-                if row is None:
+        label = source.label
+        with source.open() as file, _reading_of(source):
+            for line in read_lines(file):
+                if not n % _CHECK_EVERY:
+                    check()
+                found = read_identity(line, label, shaping)
+                if found is None:
                     continue
-                kind, model = (REQUEST, row.model) if isinstance(row, Request) else (INVALID, "")
-                key, digest = row.identity
-                yield Planned(n, key, digest, number, line.number, line.start, line.length, kind, models[model])
+                (key, digest), model = found
+                kind = REQUEST if model else INVALID
+                yield n, key, digest, number, line.number, line.start, line.length, kind, models[model]
                 n += 1
 
 
-def _lines(source: Source, file: BinaryIO) -> Iterator[Line]:
-    """The lines of a source; raises UsageError where it cannot be read on."""
+@contextlib.contextmanager
+def _reading_of(source: Source) -> Iterator[None]:
+    """While inside: what keeps a source from being read on is told with its place."""
     try:
-        yield from read_lines(file)
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UsageError(f"{source.path} is damaged: {error}") from None
     except OSError as error:
