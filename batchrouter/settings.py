@@ -14,7 +14,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -203,10 +203,11 @@ class Model:
 
 
 class Config(NamedTuple):
-    """A batchrouter.toml: values of its [run] table by field name, and its [model."ID"] tables."""
+    """A batchrouter.toml: values of its [run] table by field name, its [model."ID"] tables, others as they stand."""
 
     run: dict[str, Any]
     models: dict[str, Model]
+    others: dict[str, dict[str, Any]]
 
 
 class Option(NamedTuple):
@@ -394,15 +395,18 @@ def _checked_key(text: str, source: str) -> Secret:
     return Secret(key)
 
 
-def load_config(path: Path) -> Config:
-    """Read a batchrouter.toml; raises UsageError with the place and, for an unknown key, the nearest known one."""
+def load_config(path: Path, *, others: Collection[str] = ()) -> Config:
+    """Read a batchrouter.toml; raises UsageError with the place and, for an unknown key, the nearest known one.
+
+    `others` are the tables that it may have beside [run] and [model."ID"].
+    """
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
-    _refuse_unknown(document, {"run", "model"}, f"{path}")
+    _refuse_unknown(document, {"run", "model", *others}, f"{path}")
     return Config(
         _run_table(_table(document, "run", f"{path}"), f"{path}: [run]"),
         {
@@ -411,6 +415,7 @@ def load_config(path: Path) -> Config:
             )
             for name in _table(document, "model", f"{path}")
         },
+        {name: _table(document, name, f"{path}") for name in others},
     )
 
 

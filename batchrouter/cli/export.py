@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from batchrouter.cli.options import config_option
+from batchrouter.cli.questions import Line
 from batchrouter.dataset.export import Exported, export
 from batchrouter.errors import UsageError
 from batchrouter.retry import clean
-
-
-class Line(click.types.StringParamType):
-    """One text of several: in an environment variable each has a line of its own, as it may hold blanks."""
-
-    envvar_list_splitter = "\n"
 
 
 @click.command(name="export")
 @click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False))
 @click.option("-o", "--output", required=True, metavar="FILE", help=".csv, .tsv, .jsonl, .parquet; -: JSONL to stdout.")
 @click.option("--join", metavar="DATA", help="The table that was prepared: its columns come first, as they were.")
-@click.option("--id", "id_column", metavar="COLUMN", help="The column of DATA with the ids, as given to prepare.")
+@click.option("--id", metavar="COLUMN", help="The column of DATA with the ids, as given to prepare.")
 @click.option("--schema", metavar="FILE", help="A JSON schema: a column for each property of the content.")
-@click.option(
-    "--column", "columns", type=Line(), metavar="NAME=JMESPATH", multiple=True, help="A column from the JSON content."
-)
+@click.option("--column", type=Line(), metavar="NAME=JMESPATH", multiple=True, help="A column from the JSON content.")
 @click.option("--spreadsheet-safe", is_flag=True, help="In CSV, an apostrophe before what looks like a formula.")
-def command(
-    directory: str,
-    output: str,
-    join: str | None,
-    id_column: str | None,
-    schema: str | None,
-    columns: tuple[str, ...],
-    spreadsheet_safe: bool,  # noqa: FBT001  (click passes it by name)
-) -> None:
+@config_option
+def command(directory: str, output: str, join: str | None, **values: Any) -> None:
     """Write the answers of the run in DIR as a table, in input order, with failed and pending rows in their places.
 
     The columns are id, content, finish_reason, model, error, tokens and cost. `error` is empty for a good answer and
@@ -44,11 +33,11 @@ def command(
       batchrouter export reviews.run -o answers.parquet
       batchrouter export reviews.run --join reviews.csv --column score=sentiment.score -o labelled.csv
     """
-    if id_column is not None and join is None:
+    if values["id"] is not None and join is None:
         raise UsageError("--id names a column of the table to join: give that with --join DATA")
     exported = export(
-        directory, output, join=join, id_column=id_column, schema=schema,
-        columns=_named(columns), spreadsheet_safe=spreadsheet_safe,
+        directory, output, join=join, id_column=values["id"], schema=values["schema"],
+        columns=_named(values["column"]), spreadsheet_safe=values["spreadsheet_safe"],
     )  # fmt: skip
     for line in told(exported):
         click.echo(line, err=True)

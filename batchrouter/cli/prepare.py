@@ -11,7 +11,8 @@ from typing import Any, Final
 import click
 
 from batchrouter import jsontext
-from batchrouter.cli.export import Line
+from batchrouter.cli.options import Assigned, config_option
+from batchrouter.cli.questions import Line, strongest
 from batchrouter.dataset.labels import parse_json, read_json, response_format
 from batchrouter.dataset.prepare import Question, prepare, write_requests
 from batchrouter.dataset.questions import read_prompt
@@ -21,25 +22,28 @@ from batchrouter.retry import clean
 from batchrouter.settings import options
 
 _SHOWN_CHARACTERS: Final = 2000
+_SET: Final = Assigned(options()["set"])
 
 
 @click.command(name="prepare")
 @click.argument("data", metavar="DATA")
 @click.option("-o", "--output", metavar="FILE", help="The request rows (JSONL); - for standard output.")
-@click.option("--template", metavar="FILE", help="A file with the prompt's text, a Jinja template.")
+@click.option(
+    "--template", "--prompt-file", "template", metavar="FILE", help="A file with the prompt's text, a Jinja template."
+)
 @click.option("--prompt", metavar="TEXT", help="The prompt's text itself.")
 @click.option("--system", metavar="TEXT", help="A system message before the prompt, a template too.")
-@click.option("--id", "id_column", metavar="COLUMN", help="The column with the rows' ids. [row-1, row-2, …]")
-@click.option(
-    "--image", "images", type=Line(), metavar="COLUMN", multiple=True, help="A column with pictures: paths or URLs."
-)
+@click.option("--id", metavar="COLUMN", help="The column with the rows' ids. [row-1, row-2, …]")
+@click.option("--image", type=Line(), metavar="COLUMN", multiple=True, help="A column with pictures: paths or URLs.")
 @click.option("--model", metavar="ID", help="The model of every row. [the run's]")
-@click.option("--set", "defaults", type=Line(), metavar="KEY=JSON", multiple=True, help="A field of every body.")
+@click.option("--set", type=_SET, metavar="KEY=JSON", multiple=True, help="A field of every body.")
 @click.option("--response-format", metavar="FILE|JSON", help="json_object, a JSON schema, or the field as it is.")
 @click.option("--sample", metavar="N", type=click.IntRange(1), help="Only N rows, drawn at random.")
 @click.option("--seed", metavar="S", type=int, default=0, help="Of the sample. [0]")
 @click.option("--preview", metavar="N", type=click.IntRange(1), help="Show N rendered requests; nothing is written.")
-def command(data: str, output: str | None, preview: int | None, **values: Any) -> None:
+@config_option
+@click.pass_context
+def command(ctx: click.Context, /, data: str, output: str | None, preview: int | None, **values: Any) -> None:
     """Render a prompt for every row of DATA (.csv, .tsv, .jsonl, also .gz and .zst; .parquet) into request rows.
 
     A row's columns are the template's names: {{ review }}, or {{ row["review text"] }}. What a cell holds is data,
@@ -53,7 +57,7 @@ def command(data: str, output: str | None, preview: int | None, **values: Any) -
     if (output is None) == (preview is None):
         raise UsageError("say where the request rows go with -o FILE, or look at some with --preview 3")
     requests = prepare(
-        data, _question(values), id_column=values["id_column"], sample=values["sample"], seed=values["seed"]
+        data, _question(ctx, values), id_column=values["id"], sample=values["sample"], seed=values["seed"]
     )
     if output is not None and output != "-" and Path(output).exists() and Path(output).samefile(data):
         raise UsageError(f"{output} is the table itself: write to another file")
@@ -66,19 +70,20 @@ def command(data: str, output: str | None, preview: int | None, **values: Any) -
         click.echo(f"to send them: batchrouter run {output}", err=True)
 
 
-def _question(values: Mapping[str, Any]) -> Question:
-    template, prompt = values["template"], values["prompt"]
-    if (template is None) == (prompt is None):
+def _question(ctx: click.Context, values: Mapping[str, Any]) -> Question:
+    given = strongest(ctx, values, ("prompt", "template"))
+    if len(given) != 1:
         raise UsageError("give the prompt with either --prompt TEXT or --template FILE")
     try:
-        defaults = options()["set"].parse(values["defaults"])
+        defaults = options()["set"].parse(values["set"])
     except ValueError as error:
         raise UsageError(f"--set: {error}") from None
+    is_text = given == ["prompt"]
     return Question(
-        prompt=read_prompt(template) if prompt is None else prompt,
-        name="--prompt" if prompt is not None else template,
+        prompt=values["prompt"] if is_text else read_prompt(values["template"]),
+        name="--prompt" if is_text else values["template"],
         system=values["system"],
-        images=values["images"],
+        images=values["image"],
         response_format=_response_format(values["response_format"]),
         model=values["model"],
         defaults=defaults,

@@ -8,14 +8,15 @@
     prompt_file = "details.txt"
     schema = "details.json"
 
-Rules of this file: an unknown key is an error that names the nearest known one; files are looked for beside this one.
+It may be batchrouter.toml itself. Rules of this file: an unknown key is an error that names the nearest known one;
+prompts and schemas are looked for beside the TOML file.
 """
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,8 +27,10 @@ from batchrouter.errors import UsageError
 _KEYS: Final = ("prompt", "prompt_file", "system", "labels", "schema", "images")
 
 
-def read_questions(path: str | Path) -> dict[str, Question]:
-    """The questions of a file by name, in its order; raises UsageError with the place."""
+def read_questions(path: str | Path, *, beside: Collection[str] = ()) -> dict[str, Question]:
+    """The questions of a file by name, in its order; raises UsageError with the place. `beside` are tables of other
+    meaning that the file may have.
+    """
     path = Path(path)
     try:
         document = tomllib.loads(path.read_text("utf-8"))
@@ -35,7 +38,7 @@ def read_questions(path: str | Path) -> dict[str, Question]:
         raise UsageError(f"{path}: {error.strerror}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
-    _refuse_unknown(document, ("question",), str(path))
+    _refuse_unknown(document, ("question", *beside), str(path))
     tables = document.get("question")
     if not isinstance(tables, dict) or not tables:
         raise UsageError(f"{path} has no questions: give each a table, as in [question.tone]")
@@ -98,7 +101,7 @@ def _texts(table: Mapping[str, Any], key: str, where: str) -> list[str]:
     return value
 
 
-def _refuse_unknown(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+def _refuse_unknown(table: Mapping[str, Any], known: Collection[str], where: str) -> None:
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

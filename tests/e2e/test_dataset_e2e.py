@@ -253,7 +253,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["prepare", "t.csv", "--prompt", "{{ txt }}", "-o", "r.jsonl"], "t.csv:2: --prompt: 'txt' is undefined; the col"),
     ([*PREPARE[:-1], "t.csv"], "is the table itself"),
     ([*PREPARE, "--response-format", "{"], "--response-format: not JSON"),
-    ([*PREPARE, "--set", "temperature"], "--set: 'temperature' is no KEY=JSON"),
+    ([*PREPARE, "--set", "temperature"], "'temperature' is no KEY=JSON"),
     ([*PREPARE, "--id", "id"], "t.csv:2 has no column 'id'; there are: text"),
     ([*PREPARE, "--image", "pic"], "t.csv:2 has no column 'pic' for --image; there are: text"),
     ([*LABEL, "-o", "t.csv"], "is the source itself"),
