@@ -127,9 +127,14 @@ class Index:
 
     @classmethod
     def view(cls, path: Path) -> Index:
-        """The index at `path` to read a few figures from, unchecked, beside whoever writes it; raises Unusable."""
+        """The index at `path` to read a few figures from, unchecked, beside whoever writes it; raises Unusable.
+
+        Where it may, it is opened as a writer would: only so are the files beside it, which any reader of a database in
+        WAL mode needs, taken away again at the end.
+        """
+        mode = "rw" if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) else "ro"
         try:
-            uri = f"{path.absolute().as_uri()}?mode=ro"
+            uri = f"{path.absolute().as_uri()}?mode={mode}"
             return cls(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5), path)
         except sqlite3.Error as error:
             raise Unusable(str(error)) from None
@@ -313,6 +318,13 @@ class Index:
         query = "SELECT l.* FROM logged l LEFT JOIN row r ON r.key = l.key WHERE r.n IS NULL"
         for found in self._connection.execute(query):
             yield Logged(*found)
+
+    def drop_changed(self) -> None:
+        """Leave out what was loaded of rows asked before with another body: they are pending."""
+        self._connection.execute(
+            "DELETE FROM logged WHERE EXISTS"
+            " (SELECT 1 FROM row r WHERE r.key = logged.key AND r.digest <> logged.digest)"
+        )
 
     def twice(self) -> list[str]:
         """Places of rows that stand in the log more than once."""

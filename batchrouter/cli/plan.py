@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,30 +10,51 @@ from typing import Any
 import click
 import orjson
 
-from batchrouter.cli.options import settings_from, settings_options
+from batchrouter.cli.options import DEFAULT_CONFIG, settings_from, settings_options
 from batchrouter.cli.paths import default_directory
+from batchrouter.cli.questions import directory_of, is_asked, is_table, question_options, questions_from
+from batchrouter.dataset.label import plan
+from batchrouter.errors import UsageError
 from batchrouter.preview import Preview, preview
 from batchrouter.progress import short_time
+from batchrouter.settings import Settings
 
 
 @click.command(name="plan")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", metavar="DIR", help="The run directory [<first input's stem>.run].")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", is_flag=True, help="One JSON object.")
+@question_options
 @settings_options
-def command(inputs: tuple[str, ...], output: str | None, as_json: bool, **values: Any) -> None:  # noqa: FBT001  (click passes it by name)
-    """Tell what `run` with the same arguments would do: rows that are new, done, failed, changed or invalid, tokens and
-    time to expect. Nothing is sent.
+@click.pass_context
+def command(ctx: click.Context, /, inputs: tuple[str, ...], output: str | None, **values: Any) -> None:
+    """Tell what `run` with the same arguments would do: rows that are new, done, failed, changed or invalid, tokens,
+    cost and time to expect. With a table and a prompt, tell it of `label`. Nothing is sent.
 
     \b
-    Example: batchrouter plan requests.jsonl --rpm 600
+    Examples:
+      batchrouter plan requests.jsonl --rpm 600
+      batchrouter plan reviews.csv --prompt 'Sentiment? {{ review }}' --labels good,bad --model gpt-5.4-mini
     """
     settings = settings_from(values)
-    found = preview(inputs, Path(output or default_directory(inputs[0])), settings)
-    if as_json:
+    if is_asked(ctx, values) or any(is_table(text) for text in inputs):
+        found = _of_table(ctx, inputs, output, settings, values)
+    else:
+        found = preview(inputs, Path(output or default_directory(inputs[0])), settings)
+    if values["json"]:
         click.echo(orjson.dumps(asdict(found), option=orjson.OPT_INDENT_2).decode())
     else:
         click.echo(_text(found, changed=settings.changed))
+
+
+def _of_table(
+    ctx: click.Context, inputs: tuple[str, ...], output: str | None, settings: Settings, values: dict[str, Any]
+) -> Preview:
+    if len(inputs) != 1:
+        raise UsageError("name one table, or request rows without a prompt")
+    [data] = inputs
+    directory = output or directory_of(data)
+    return plan(data, questions_from(ctx, values), directory=directory, settings=settings, id_column=values["id"])
 
 
 def _text(found: Preview, *, changed: str) -> str:
@@ -51,8 +73,16 @@ def _text(found: Preview, *, changed: str) -> str:
     for model, count in found.requests_by_model.items():
         lines.append(f"  {count:,} x {model}")
     lines.append(f"about {found.tokens:,} tokens, prompt and answer together (estimated)")
-    if found.cost is not None:
-        lines.append(f"at worst {found.cost:,.2f} USD, by the prices in the config file")
+    if found.cost is not None and found.likely_cost is not None:
+        likely, worst = _usd(found.likely_cost), _usd(found.cost)
+        lines.append(f"about {likely} USD, at worst {worst}, by the prices in the config file")
+    elif found.new:
+        model = next(iter(found.requests_by_model))
+        lines.append(f"cost unknown: prices go into {DEFAULT_CONFIG}, as in [model.{json.dumps(model)}]")
     if found.duration_s is not None:
-        lines.append(f"at least {short_time(found.duration_s)} at the limits given")
+        lines.append(f"at least {short_time(found.duration_s)} at the limits known")
     return "\n".join(lines)
+
+
+def _usd(amount: float) -> str:
+    return f"{amount:,.2f}" if amount >= 1 else f"{amount:.4f}"

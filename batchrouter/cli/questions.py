@@ -107,6 +107,12 @@ def _shape(ctx: click.Context, values: Mapping[str, Any]) -> Shape | None:
     return read_schema(values["schema"]) if given else None
 
 
+def is_table(name: str) -> bool:
+    """Whether a file's name says that it holds a table, and not request rows."""
+    plain = Path(name).with_suffix("") if Path(name).suffix.lower() in {".gz", ".zst"} else Path(name)
+    return FORMATS.get(plain.suffix.lower(), "jsonl") != "jsonl"
+
+
 def directory_of(data: str) -> str:
     """The run directory of a table where none is named: `reviews.run` for `reviews.csv.gz`."""
     path = Path(data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,11 +27,13 @@ from batchrouter.errors import DiskError, UsageError
 from batchrouter.intake import Source
 from batchrouter.jsonl import replace_file
 from batchrouter.ledger import Ledger
+from batchrouter.preview import Preview, preview_apart
 from batchrouter.records import Summary
 from batchrouter.settings import Model, Settings
 
 REQUESTS: Final = "requests.jsonl"
 _KEPT: Final = "label.json"
+_LIKELY_TOKENS: Final = 256  # of an answer in free text
 
 Run = Callable[[Sequence[str], Path, Settings], Summary]
 
@@ -79,6 +82,29 @@ def label(
     exported = _export(directory, str(output), table, questions, id_column, spreadsheet_safe=spreadsheet_safe)
     exported.notes[:0] = notes
     return Labelled(summary, exported)
+
+
+def plan(
+    data: str | Path,
+    question: Question | Mapping[str, Question],
+    *,
+    directory: str | Path,
+    settings: Settings,
+    id_column: str | None = None,
+) -> Preview:
+    """What `label` with the same arguments would ask, and what it would take. Nothing is sent, and nothing is written
+    in `directory`, which need not exist. Raises UsageError, DiskError.
+    """
+    questions = {"": question} if isinstance(question, Question) else question
+    _refuse_without_model(settings, questions.values())
+    with tempfile.TemporaryDirectory(prefix="batchrouter-") as folder:
+        requests = Path(folder) / REQUESTS
+        write_requests(prepare(data, questions, id_column=id_column), str(requests))
+        wanted = _settings(settings, questions.values())
+        likely = [question.shape.likely_tokens if question.shape else _LIKELY_TOKENS for question in questions.values()]
+        return preview_apart(
+            [Source(REQUESTS, requests)], Path(directory), wanted, likely_answer_tokens=sum(likely) // len(likely)
+        )
 
 
 def _refuse_without_model(settings: Settings, questions: Iterable[Question]) -> None:

@@ -24,6 +24,8 @@ _KINDS: Final[Mapping[str, Kind]] = {
     "number": "number",
     "boolean": "boolean",
 }
+_USUAL: Final[Mapping[str, int]] = {"integer": 4, "number": 6, "boolean": 5}
+_USUAL_TEXT: Final = 200
 _NAME: Final = re.compile(r"[^a-zA-Z0-9_-]+")
 _INT64: Final = 2**63
 _LARGEST: Final = 1e308
@@ -43,6 +45,13 @@ class Property(NamedTuple):
     choices: tuple[Any, ...] | None
     required: bool
     nullable: bool
+
+    @property
+    def usual_length(self) -> int:
+        """Characters that a value takes in an answer: as many as the longest choice, or what is usual for the type."""
+        if self.choices:
+            return max(len(jsontext.dumps(choice)) for choice in self.choices)
+        return _USUAL.get(self.type or "", _USUAL_TEXT)
 
     def read(self, value: Any) -> Any:
         """The value for the column; raises Mismatch."""
@@ -75,6 +84,11 @@ class Shape:
     def columns(self) -> tuple[Column, ...]:
         """The columns, in the schema's order; a property of no simple type is text (its JSON)."""
         return tuple(Column(found.name, _KINDS.get(found.type or "", "text")) for found in self.properties)
+
+    @property
+    def likely_tokens(self) -> int:
+        """About how long an answer will be: names, and values of a usual length for their type."""
+        return sum(len(jsontext.dumps(part.name)) + part.usual_length + 4 for part in self.properties) // 4 + 1
 
     def read(self, content: str) -> dict[str, Any]:
         """The values of a content by property; raises Mismatch."""
