@@ -29,17 +29,19 @@ from batchrouter.ledger import Ledger
 from batchrouter.pace import Learned, Pace
 from batchrouter.plan import Plan
 from batchrouter.progress import Observer, Silence
-from batchrouter.records import Halt, Outcome, Request, Summary, Tally, Usage
+from batchrouter.records import Halt, Outcome, Reply, Request, Summary, Tally, Usage
+from batchrouter.redaction import Redactor
 from batchrouter.retry import Policy
 from batchrouter.review import Review
 from batchrouter.rows import Twins
 from batchrouter.runner import Lane, Runner, disk_halt
 from batchrouter.settings import Model, Secret, Settings
 from batchrouter.throttle import Note, Slots, Throttle
-from batchrouter.transport import Catalogue, Redactor, Transport
+from batchrouter.transport import Catalogue, Transport
 
 MOST_CONCURRENT: Final = 512
 _MOST_LANES: Final = 64
+_CATALOGUE_S: Final = 3.0
 STDIN_COPY: Final = "stdin.jsonl"
 
 
@@ -249,7 +251,7 @@ async def _ask(
         )
         control.attach(runner)
         catalogue = await _catalogue(transport, control)
-        lanes.cautious = catalogue.status == 401
+        lanes.cautious = isinstance(catalogue.refusal, Reply) and catalogue.refusal.status == 401
         unknown = catalogue.lacks(plan.index.models(plan.rows.below))
         if unknown:
             note("notice", text=f"not in the endpoint's catalogue: {', '.join(unknown)} (batchrouter models lists it)")
@@ -280,14 +282,14 @@ def _learned(index: Index) -> dict[str, Learned]:
 
 async def _catalogue(transport: Transport, control: Control) -> Catalogue:
     """The endpoint's catalogue; an empty one when the run is asked to stop meanwhile."""
-    asking = asyncio.create_task(transport.catalogue())
+    asking = asyncio.create_task(transport.catalogue(within_s=_CATALOGUE_S))
     stopping = asyncio.create_task(control.stopping.wait())
     await asyncio.wait({asking, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if asking.done():
         return asking.result()
     asking.cancel()
-    return Catalogue(0, None)
+    return Catalogue(None, None)
 
 
 def _transport(settings: Settings, key: Secret) -> Transport:

@@ -3,8 +3,8 @@
 Rules of this file:
 
 - Nothing a peer can send raises: an answer that is not whole is `Incomplete`, an error `{"error": {...}}`.
-- Whole means that there is a choice and that every choice seen has a finish reason. `[DONE]` proves nothing:
-  some servers cut a stream and still say it.
+- Whole means that there is a choice and that every choice seen has a finish reason; without `[DONE]` also that there
+  are as many as were asked for. `[DONE]` alone proves nothing: some servers cut a stream and still say it.
 - A choice's deltas and log probabilities merge as `deltas` tells. Of a chunk's `id`, `created` and `model`
   the first that is not empty stands, as in the official SDK; of every other field of a chunk or a choice,
   usage too, the last that is not null.
@@ -43,9 +43,10 @@ _OUTPUT = (
 
 @dataclass(frozen=True, slots=True)
 class Incomplete:
-    """The stream holds no whole answer, and why: one line."""
+    """The stream holds no whole answer, and why: one line; `beginning` is what came where no event did, as it came."""
 
     message: str
+    beginning: bytes = b""
 
 
 class _Choice:
@@ -101,12 +102,13 @@ class Assembly:
     `started` turns True with the first output, so that the caller can stamp the time to first token.
     `events` counts what was said: comments, which keep a connection alive and prove nothing, are not among them.
     `finished` turns True when nothing that follows can change the result ([DONE], an error, an event that
-    cannot be read): the caller may stop reading.
+    cannot be read): the caller may stop reading. `wanted` is the number of choices that were asked for.
     """
 
-    __slots__ = ("_choices", "_events", "_fields", "_repeated", "_verdict", "events", "finished", "started")
+    __slots__ = ("_choices", "_events", "_fields", "_repeated", "_verdict", "_wanted", "events", "finished", "started")
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: int = 1) -> None:
+        self._wanted = wanted
         self.started = False
         self.finished = False
         self.events = 0
@@ -121,13 +123,22 @@ class Assembly:
         if not self.finished:
             self._take(self._events.feed(data))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every choice has come to its end, so that a connection which breaks now costs nothing."""
+        choices = self._choices.values()
+        return self.finished or (len(choices) >= self._wanted and all(choice.finish_reason for choice in choices))
+
     def result(self) -> dict[str, Any] | Incomplete:
         """The answer: a completion, a peer's `{"error": {...}}`, or why there is neither.
 
         To be asked for at the end of the bytes, or once `finished`.
         """
         if not self.finished:
+            whole = self.is_whole
             self._take(self._events.end())
+            if whole and isinstance(self._verdict, Incomplete):
+                self._verdict = None  # what was cut off came behind the answer
         if self._verdict is not None:
             return self._verdict
         if not self._choices:
@@ -135,6 +146,8 @@ class Assembly:
         still_open = [index for index, choice in sorted(self._choices.items()) if not choice.finish_reason]
         if still_open:
             return Incomplete(f"the stream {self._end()} without a finish reason for choice {still_open[0]}")
+        if not self.is_whole:
+            return Incomplete(f"the stream ended with {len(self._choices)} of {self._wanted} choices")
         try:
             return self._completion()
         except RecursionError:
@@ -232,7 +245,7 @@ class Assembly:
     def _without_choices(self) -> dict[str, Any] | Incomplete:
         """The result when no choice has come: a plain JSON object in place of a stream, or nothing."""
         if self._events.streaming:
-            return Incomplete(f"the stream {self._end()} without a choice")
+            return Incomplete(f"the stream {self._end()} without an answer")
         stray = self._events.stray()
         if not stray:
             return Incomplete("empty stream")
@@ -242,7 +255,7 @@ class Assembly:
             answer = None
         if isinstance(answer, dict):
             return answer
-        return Incomplete(f"no event stream; it begins {stray[:60].decode(errors='replace')!r}")
+        return Incomplete("no event stream", stray)
 
     def _completion(self) -> dict[str, Any]:
         """The answer from the chunks, its fields in the order of a plain one."""

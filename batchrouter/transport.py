@@ -1,8 +1,7 @@
 """The one door to the network: a request goes out, a Reply or a Fault comes back.
 
 Rules of this file: nothing that a peer does raises; a body is read to its end, or to its bound, before it counts; what
-an exception says is never repeated, as it may hold the request's headers. Deadlines are kept by one sweep over all
-attempts twice a second instead of a timer for each, which costs a tenth of a whole request.
+was read is seen by nobody before the key was taken out of it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import asyncio
 import io
 import resource
 import ssl
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple, Self
 
@@ -20,69 +18,30 @@ from multidict import CIMultiDict
 
 from batchrouter import __version__, jsontext
 from batchrouter.errors import UsageError
-from batchrouter.records import OK, Fault, FaultCode, Reply, Request
+from batchrouter.mishaps import MISHAPS, fault_of
+from batchrouter.records import OK, Fault, Reply, Request
+from batchrouter.redaction import Redactor
 from batchrouter.retry import clean
 from batchrouter.settings import Secret
 from batchrouter.sse import Assembly, Incomplete
+from batchrouter.watch import Attempt, How, Watch
 
-_SWEEP_S: Final = 0.5
 _BODY_AT_ONCE_BYTES: Final = 2**20
 _ERROR_BODY_BYTES: Final = 2**20
 _ERROR_TEXT_CHARACTERS: Final = 2000
 _SPARE_DESCRIPTORS: Final = 64
-_REDACTED: Final = b"[the key]"
-_CATALOGUE_S: Final = 3.0
+_BEGINNING_CHARACTERS: Final = 60
 _CATALOGUE_BYTES: Final = 16 * 2**20
 _STREAM_END_S: Final = 1.0
 
 
-class Redactor:
-    """Takes the keys out of anything that is to be kept or shown."""
-
-    def __init__(self, *keys: Secret) -> None:
-        plain = [key.reveal() for key in keys]
-        self._forms = [form for text in plain for form in {text.encode(), jsontext.dumps(text)[1:-1]}]
-
-    def __call__(self, content: bytes) -> bytes:
-        """The content without any key in it."""
-        for form in self._forms:
-            if form in content:
-                content = content.replace(form, _REDACTED)
-        return content
-
-    def text(self, content: str) -> str:
-        """The same for a text."""
-        return self(content.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
-
-
-class _Attempt:
-    """One request under way, as the sweep sees it."""
-
-    __slots__ = ("assembly", "expired", "is_fresh", "response", "seen", "seen_s", "started_s", "task")
-
-    def __init__(self, task: asyncio.Task[Any], now: float) -> None:
-        self.task = task
-        self.started_s = now
-        self.seen_s = now
-        self.seen = -1
-        self.response: aiohttp.ClientResponse | None = None
-        self.assembly: Assembly | None = None
-        self.expired = ""
-        self.is_fresh = False
-
-    def progress(self) -> int:
-        """A figure that grows with what arrives: bytes, or of a stream its events (not what only keeps it alive)."""
-        if self.assembly is not None:
-            return self.assembly.events
-        return -1 if self.response is None else self.response.content.total_bytes
-
-
 class Catalogue(NamedTuple):
-    """An endpoint's answer to `GET /models`: its status (0: none came), and the models, each with an `id` (None: it
-    has no catalogue).
+    """An endpoint's answer to `GET /models`: the models, each with an `id`, or (None) that it has no catalogue.
+
+    `refusal` is what came in place of a 200.
     """
 
-    status: int
+    refusal: Reply | Fault | None
     models: list[dict[str, Any]] | None
 
     def lacks(self, wanted: Iterable[str]) -> list[str]:
@@ -92,13 +51,18 @@ class Catalogue(NamedTuple):
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Tells which attempts had to open a connection of their own (all others were given a kept one)."""
+    """Tells when an attempt has a connection, and whether it was opened for it or kept from another."""
 
-    on_created: Callable[[], None]
+    on_connected: Callable[[How], None]
+
+    async def connect(self, *args: Any, **kwargs: Any) -> Any:
+        connection = await super().connect(*args, **kwargs)
+        self.on_connected("kept")
+        return connection
 
     async def _create_connection(self, *args: Any, **kwargs: Any) -> Any:
         made = await super()._create_connection(*args, **kwargs)
-        self.on_created()
+        self.on_connected("fresh")
         return made
 
 
@@ -125,8 +89,6 @@ class Transport:
             path: base_url + path for path in ("/chat/completions", "/completions", "/embeddings", "/responses")
         }
         self._concurrency = concurrency
-        self._timeout_s = timeout_s
-        self._idle_timeout_s = idle_timeout_s
         self._max_bytes = max_response_bytes
         self._proxy = proxy
         self._tls = _tls_context(ca_file) if base_url.startswith("https") else None
@@ -141,18 +103,17 @@ class Transport:
                 "User-Agent": f"batchrouter/{__version__}",
             }
         )
-        self._by_task: dict[asyncio.Task[Any] | None, _Attempt] = {}
+        self._watch = Watch(timeout_s, idle_timeout_s)
 
     async def __aenter__(self) -> Self:
         self._session = self._new_session(keep_alive=True)
         self._fresh = self._new_session(keep_alive=False)
         self._loop = asyncio.get_running_loop()
-        self._period_s = min(_SWEEP_S, self._timeout_s / 8, self._idle_timeout_s / 8)
-        self._set_timer()
+        self._watch.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._timer.cancel()
+        self._watch.stop()
         await self._session.close()
         await self._fresh.close()
         await asyncio.sleep(0)  # let closed transports say so before the loop ends
@@ -164,7 +125,7 @@ class Transport:
             ssl=self._tls if self._tls is not None else True,
             ttl_dns_cache=30,
         )
-        connector.on_created = self._connected
+        connector.on_connected = self._watch.connected
         return aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None, connect=None),
@@ -174,211 +135,174 @@ class Transport:
             trust_env=False,
         )
 
-    def _connected(self) -> None:
-        """An attempt's clock starts when it has a connection."""
-        attempt = self._by_task.get(asyncio.current_task())
-        if attempt is not None:
-            attempt.is_fresh = True
-            attempt.started_s = attempt.seen_s = self._loop.time()
-
     # --- the catalogue ---------------------------------------------------------------------------------------------
 
-    async def catalogue(self) -> Catalogue:
+    async def catalogue(self, within_s: float) -> Catalogue:
         """What `GET /models` lists; raises nothing."""
-        status = 0
         try:
             async with (
-                asyncio.timeout(_CATALOGUE_S),
+                asyncio.timeout(within_s),
                 self._session.get(self._base_url + "/models", allow_redirects=False, proxy=self._proxy) as response,
             ):
                 status = response.status
-                raw = await _read(response, _CATALOGUE_BYTES) if status == OK else None
-            listed = jsontext.loads(self._redact(raw or b"null"))
-        except (aiohttp.ClientError, OSError, ValueError, zlib.error):
+                read = await _read(response, _CATALOGUE_BYTES if status == OK else _ERROR_BODY_BYTES)
+        except TimeoutError:
+            return Catalogue(Fault("timeout", f"no answer within {within_s:g} s", within_s), None)
+        except MISHAPS as error:
+            return Catalogue(fault_of(error, 0.0, answered=False), None)
+        if status != OK:
+            return Catalogue(Reply(status, {}, self._error_body(read.raw), 0.0), None)
+        try:
+            listed = self._redact.loads(read.raw)
+        except jsontext.NotJson:
             listed = None
         models = listed.get("data") if type(listed) is dict else None
         if type(models) is not list:
-            return Catalogue(status, None)
-        return Catalogue(status, [model for model in models if type(model) is dict and type(model.get("id")) is str])
-
-    # --- deadlines -------------------------------------------------------------------------------------------------
-
-    def _sweep(self) -> None:
-        """End what is past its deadline, or had no byte for too long."""
-        now = self._loop.time()
-        late_s = now - self._sweep_due_s
-        if (
-            late_s > self._period_s
-        ):  # we were held up (a huge body, a suspended process): that is not the peer's silence
-            for attempt in self._by_task.values():
-                attempt.started_s += late_s
-                attempt.seen_s += late_s
-        for attempt in self._by_task.values():
-            progress = attempt.progress()
-            if progress != attempt.seen:
-                attempt.seen, attempt.seen_s = progress, now
-            if attempt.expired:
-                continue
-            if now - attempt.started_s >= self._timeout_s:
-                attempt.expired = f"not finished after {self._timeout_s:g} s"
-            elif now - attempt.seen_s >= self._idle_timeout_s:
-                attempt.expired = f"not a byte for {self._idle_timeout_s:g} s"
-            else:
-                continue
-            attempt.task.cancel()
-        self._set_timer()
-
-    def _set_timer(self) -> None:
-        self._sweep_due_s = self._loop.time() + self._period_s
-        self._timer = self._loop.call_at(self._sweep_due_s, self._sweep)
+            return Catalogue(None, None)
+        return Catalogue(None, [model for model in models if type(model) is dict and type(model.get("id")) is str])
 
     # --- one attempt -----------------------------------------------------------------------------------------------
 
     async def send(self, request: Request) -> Reply | Fault:
         """Send one request and read its answer; a connection that had gone stale is replaced at once."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  (a coroutine runs in a task)
-        started = self._loop.time()
-        attempt = _Attempt(task, started)
-        self._by_task[task] = attempt
+        attempt = self._watch.begin()
+        started = attempt.started_s
         try:
             try:
                 return await self._exchange(self._session, request, attempt)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if attempt.is_fresh or attempt.response is not None:
-                    raise  # not a kept connection that had gone stale
+                if not attempt.was_stale(self._loop.time()):
+                    raise
+                attempt.connection = "none"
                 return await self._exchange(self._fresh, request, attempt)
         except asyncio.CancelledError:
-            if attempt.expired and task.uncancel() == 0:
-                return Fault("timeout", attempt.expired, self._loop.time() - started)
-            raise
-        except (aiohttp.ClientError, OSError, ValueError, zlib.error, EOFError) as error:
-            code, message = _describe(error, answered=attempt.response is not None)
-            reached = not isinstance(error, aiohttp.ClientConnectorError)
-            return Fault(code, message, self._loop.time() - started, reached)
+            if not attempt.outlived():
+                raise
+            latency_s = self._loop.time() - started
+            if attempt.connection == "none":
+                return Fault("connection", f"no connection: {attempt.expired}", latency_s, reached=False)
+            return Fault("timeout", attempt.expired, latency_s)
+        except MISHAPS as error:
+            return fault_of(error, self._loop.time() - started, answered=attempt.response is not None)
         finally:
-            del self._by_task[task]
+            self._watch.end()
 
-    async def _exchange(self, session: aiohttp.ClientSession, request: Request, attempt: _Attempt) -> Reply | Fault:
+    async def _exchange(self, session: aiohttp.ClientSession, request: Request, attempt: Attempt) -> Reply | Fault:
         started = self._loop.time()
-        body = request.body if len(request.body) <= _BODY_AT_ONCE_BYTES else io.BytesIO(request.body)
+        body: bytes | io.BytesIO = request.body
+        if len(request.body) > _BODY_AT_ONCE_BYTES:
+            body = attempt.upload = io.BytesIO(request.body)
         response = await session.post(self._urls[request.path], data=body, allow_redirects=False, proxy=self._proxy)
         attempt.response = response
         try:
             status = response.status
             if status == OK and (request.streamed or response.content_type == "text/event-stream"):
-                return await self._read_stream(response, attempt, started)
+                return await self._read_stream(response, attempt, started, Assembly(_choices_wanted(request.body)))
             bound = self._max_bytes if status == OK else min(_ERROR_BODY_BYTES, self._max_bytes)
-            raw = await _read(response, bound)
+            read = await _read(response, bound)
             latency_s = self._loop.time() - started
             if status == OK:
-                return self._answer(response, raw, bound, latency_s)
+                return self._answer(response, read, latency_s)
             if 300 <= status < 400:
-                target = clean(response.headers.get("Location", "nowhere"))[:200]
-                return Fault("redirect", f"the endpoint redirects ({status}) to {self._redact.text(target)}", latency_s)
-            return Reply(status, response.headers, self._error_body(raw), latency_s)
+                target = clean(self._redact.text(response.headers.get("Location", "nowhere")))[:200]
+                return Fault("redirect", f"the endpoint redirects ({status}) to {target}", latency_s)
+            return Reply(status, response.headers, self._error_body(read.raw), latency_s)
         finally:
             response.release()
 
-    def _answer(
-        self, response: aiohttp.ClientResponse, raw: bytes | None, bound: int, latency_s: float
-    ) -> Reply | Fault:
-        if raw is None:
-            return Fault("bad_response", f"the answer is larger than {bound} bytes (--max-response)", latency_s)
+    def _answer(self, response: aiohttp.ClientResponse, read: _Body, latency_s: float) -> Reply | Fault:
+        if not read.is_whole:
+            return Fault("bad_response", _too_large(self._max_bytes), latency_s)
         try:
-            body = jsontext.loads(self._redact(raw))
+            body = self._redact.loads(read.raw)
         except jsontext.NotJson as error:
             return Fault("bad_response", f"the answer is not JSON: {error}", latency_s)
         if type(body) is not dict:
             return Fault("bad_response", "the answer is JSON, but no object", latency_s)
         return Reply(OK, response.headers, body, latency_s)
 
-    async def _read_stream(self, response: aiohttp.ClientResponse, attempt: _Attempt, started: float) -> Reply | Fault:
-        assembly = attempt.assembly = Assembly()
+    async def _read_stream(
+        self, response: aiohttp.ClientResponse, attempt: Attempt, started: float, assembly: Assembly
+    ) -> Reply | Fault:
+        attempt.assembly = assembly
         ttft_s = None
         left = self._max_bytes
         content = response.content
-        while not assembly.finished and (chunk := await content.readany()):
-            left -= len(chunk)
-            if left < 0:
-                message = f"the answer is larger than {self._max_bytes} bytes (--max-response)"
-                return Fault("bad_response", message, self._loop.time() - started)
-            assembly.feed(chunk)
-            if ttft_s is None and assembly.started:
-                ttft_s = self._loop.time() - started
+        try:
+            while not assembly.finished and (chunk := await content.readany()):
+                left -= len(chunk)
+                if left < 0:
+                    return Fault("bad_response", _too_large(self._max_bytes), self._loop.time() - started)
+                assembly.feed(chunk)
+                if ttft_s is None and assembly.started:
+                    ttft_s = self._loop.time() - started
+        except (*MISHAPS, asyncio.CancelledError) as error:
+            # What is whole has been paid for, however the connection ends.
+            if not assembly.is_whole or (isinstance(error, asyncio.CancelledError) and not attempt.outlived()):
+                raise
+            response.close()
         latency_s = self._loop.time() - started
         body = assembly.result()
         if isinstance(body, Incomplete):
-            return Fault("bad_response", self._redact.text(body.message), latency_s)
-        if not content.at_eof():  # the end that follows [DONE] keeps the connection usable
+            return Fault("bad_response", self._told(body), latency_s)
+        if not response.closed and not content.at_eof():  # the end that follows [DONE] keeps the connection usable
             try:
                 async with asyncio.timeout(_STREAM_END_S):
                     await content.readany()
-            except (TimeoutError, aiohttp.ClientError):
+            except MISHAPS:
                 response.close()
-        text = jsontext.dumps(body)
-        clean_text = self._redact(text)
-        return Reply(
-            OK,
-            response.headers,
-            body if clean_text is text else jsontext.loads(clean_text),
-            latency_s,
-            ttft_s,
-        )
+        return Reply(OK, response.headers, self._redact.value(body), latency_s, ttft_s)
 
-    def _error_body(self, raw: bytes | None) -> dict[str, Any]:
+    def _told(self, incomplete: Incomplete) -> str:
+        """Why a stream is no answer, in one line."""
+        if not incomplete.beginning:
+            return incomplete.message
+        beginning = clean(self._redact(incomplete.beginning[:_ERROR_BODY_BYTES]).decode(errors="replace"))
+        return f"{incomplete.message}; it begins {beginning[:_BEGINNING_CHARACTERS]!r}"
+
+    def _error_body(self, raw: bytes) -> dict[str, Any]:
         """An error's body as a JSON object; one that is none is kept as a cleaned, short text."""
-        if raw is not None:
-            raw = self._redact(raw)
-            try:
-                body = jsontext.loads(raw)
-            except jsontext.NotJson:
-                body = None
-            if type(body) is dict:
-                return body
-        text = (raw or b"")[: 4 * _ERROR_TEXT_CHARACTERS].decode("utf-8", "replace")
+        try:
+            body = self._redact.loads(raw)
+        except jsontext.NotJson:
+            body = None
+        if type(body) is dict:
+            return body
+        text = self._redact(raw)[: 4 * _ERROR_TEXT_CHARACTERS].decode("utf-8", "replace")
         return {"error": {"message": clean(text)[:_ERROR_TEXT_CHARACTERS], "type": "non_json_body"}}
 
 
-async def _read(response: aiohttp.ClientResponse, bound: int) -> bytes | None:
-    """The whole body, decompressed; None (and the connection closed) when it is larger than `bound` bytes."""
+def _choices_wanted(body: bytes) -> int:
+    """How many choices a row asks for at least."""
+    wanted = jsontext.loads(body).get("n") if b'"n"' in body else 1
+    return wanted if type(wanted) is int and wanted > 1 else 1
+
+
+def _too_large(bound: int) -> str:
+    return f"the answer is larger than {bound} bytes (--max-response)"
+
+
+class _Body(NamedTuple):
+    """What was read of a body, decompressed; `is_whole` is false when it is larger than it may be."""
+
+    raw: bytes
+    is_whole: bool
+
+
+async def _read(response: aiohttp.ClientResponse, bound: int) -> _Body:
+    """The body up to `bound` bytes; the connection is closed when there is more."""
     announced = response.content_length
     if announced is not None and announced <= bound and "Content-Encoding" not in response.headers:
-        return await response.read()
+        return _Body(await response.read(), is_whole=True)
     chunks = []
     left = bound
     while chunk := await response.content.readany():
+        chunks.append(chunk[:left])
         left -= len(chunk)
         if left < 0:
             response.close()
-            return None
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _describe(error: Exception, *, answered: bool) -> tuple[FaultCode, str]:
-    """What went wrong between us and the endpoint, in words of our own."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError | ssl.SSLError):
-        inner = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
-        reason = getattr(inner, "verify_message", "") or getattr(inner, "reason", "") or "handshake failed"
-        return "tls", f"the endpoint's TLS certificate is not trusted: {clean(str(reason))}"
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "connection", f"the name {error.host} cannot be resolved"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return (
-            "connection",
-            f"cannot connect to {error.host}:{error.port}: {error.strerror or 'no reason given'}",
-        )
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return "connection", f"the proxy refused: {error.status}"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "connection", "the endpoint closed the connection without an answer"
-    if isinstance(error, aiohttp.ClientPayloadError | zlib.error | EOFError):
-        return "bad_response", "the answer was cut short or broken"
-    if isinstance(error, aiohttp.ClientOSError | OSError):
-        when = "in the middle of the answer" if answered else "before the answer"
-        return "connection", f"the connection broke {when}: {error.strerror or type(error).__name__}"
-    return "bad_response", f"the answer is no proper HTTP ({type(error).__name__})"
+            return _Body(b"".join(chunks), is_whole=False)
+    return _Body(b"".join(chunks), is_whole=True)
 
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:

@@ -15,10 +15,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "batchrouter"
 LEVELS = [
     {"errors"},
     {"records", "jsonl", "settings", "jsontext"},
-    {"eventstream", "deltas", "ceiling", "crowd", "hints", "circuit", "bounds", "answercheck"},
+    {"eventstream", "deltas", "ceiling", "crowd", "hints", "circuit", "bounds", "answercheck", "redaction"},
     {"frontier", "usage", "index", "intake", "routing"},
     {"sse", "pace", "retry", "rows", "history", "removal", "review"},
-    {"throttle", "jury"},
+    {"throttle", "jury", "mishaps", "watch"},
     {"runner", "ledger", "plan", "transport", "progress"},
     {"batch", "audit", "preview"},
     {"standing"},

@@ -198,6 +198,7 @@ MERGED: dict[str, tuple[bytes, Any]] = {
 FIELDS: dict[str, tuple[bytes, Any]] = {
     "usage without choices": (sse(*HELLO, STOP, chunk(usage=USAGE)), {**HELLO_ANSWER, "usage": USAGE}),
     "usage, choices null": (sse(*HELLO, STOP, {"choices": None, "usage": USAGE}), {**HELLO_ANSWER, "usage": USAGE}),
+    "usage cut off": (sse(*HELLO, STOP) + b'data: {"usage"', HELLO_ANSWER),
     "usage alone": (sse(*HELLO, STOP, {"usage": USAGE}), {**HELLO_ANSWER, "usage": USAGE}),
     "usage in each chunk": (
         sse(*({**one, "usage": {"total_tokens": n}} for n, one in enumerate(HELLO)), {**STOP, "usage": USAGE}),
@@ -290,16 +291,16 @@ NO_END = "without a finish reason for choice"
 BROKEN: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "empty stream"),
     "blank lines and comments": (b"\n\r\n: ping\n\n", "empty stream"),
-    "only [DONE]": (DONE, "the stream said [DONE] without a choice"),
-    "only usage": (sse(chunk(usage=USAGE)), "the stream ended without a choice"),
-    "only pings": (lines("event: ping", "data: {}", ""), "the stream ended without a choice"),
-    "an unfinished response": (sse({"type": "response.completed"}), "the stream ended without a choice"),
+    "only [DONE]": (DONE, "the stream said [DONE] without an answer"),
+    "only usage": (sse(chunk(usage=USAGE)), "the stream ended without an answer"),
+    "only pings": (lines("event: ping", "data: {}", ""), "the stream ended without an answer"),
+    "an unfinished response": (sse({"type": "response.completed"}), "the stream ended without an answer"),
     "cut between events": (sse(*HELLO), f"the stream ended {NO_END} 0"),
     "cut between events, and [DONE]": (sse(*HELLO) + DONE, f"the stream said [DONE] {NO_END} 0"),
     "one of two choices cut": (sse(chunk(said({}, index=1)), STOP) + DONE, f"the stream said [DONE] {NO_END} 1"),
     "an empty finish reason": (sse(*HELLO, chunk(said({}, ""))), f"the stream ended {NO_END} 0"),
     "a finish reason of another kind": (sse(chunk(said({}, end=True))), f"the stream ended {NO_END} 0"),
-    "cut inside an event": (sse(*HELLO, STOP) + b'data: {"usage"', f"{NOT_JSON}: Expecting ':' delimiter (char 8)"),
+    "cut inside an event": (sse(*HELLO) + b'data: {"usage"', f"{NOT_JSON}: Expecting ':' delimiter (char 8)"),
     "bad JSON": (sse(*HELLO) + b"data: [}\n\n" + sse(STOP) + DONE, f"{NOT_JSON}: Expecting value (char 1)"),
     "plain words": (b"data: Bad Gateway\n\n", f"{NOT_JSON}: Expecting value (char 0)"),
     "invalid UTF-8": (sse(*HELLO) + b'data: {"a":"\xff"}\n\n' + sse(STOP), f"{NOT_JSON}: invalid UTF-8 at byte 6"),
@@ -308,12 +309,16 @@ BROKEN: dict[str, tuple[bytes, str]] = {
         b'data: {"choices":[{"delta":' + b'{"a":' * 1000 + b"1" + b"}" * 1000 + b"}]}",
         "an event is nested too deeply to be merged",
     ),
-    "HTML": (b"<html>\r\n<b>502</b>\r\n</html>", "no event stream; it begins '<html>\\n<b>502</b>\\n</html>'"),
-    "a JSON list": (b"[1]", "no event stream; it begins '[1]'"),
-    "null": (b"null", "no event stream; it begins 'null'"),
-    "two JSON objects": (b"{}\n{}\n", "no event stream; it begins '{}\\n{}'"),
-    "JSON cut short": (b'{"id": "\xc3', "no event stream; it begins '{\"id\": \"\ufffd'"),
 }  # fmt: skip
+
+# What is kept of a body in place of a stream: it is cleaned and cut by whoever shows it.
+STRAY: dict[str, tuple[bytes, bytes]] = {
+    "HTML": (b"<html>\r\n<b>502</b>\r\n</html>", b"<html>\n<b>502</b>\n</html>"),
+    "a JSON list": (b"[1]", b"[1]"),
+    "null": (b"null", b"null"),
+    "two JSON objects": (b"{}\n{}\n", b"{}\n{}"),
+    "JSON cut short": (b'{"id": "\xc3', b'{"id": "\xc3'),
+}
 
 CASES: dict[str, tuple[bytes, Any]] = {
     f"{kind}: {name}": case
@@ -326,6 +331,7 @@ CASES: dict[str, tuple[bytes, Any]] = {
         ("kind", OTHER_KINDS),
         ("error", ERRORS),
         ("broken", {name: (stream, Incomplete(message)) for name, (stream, message) in BROKEN.items()}),
+        ("stray", {name: (body, Incomplete("no event stream", kept)) for name, (body, kept) in STRAY.items()}),
     )
     for name, case in table.items()
 }
@@ -420,6 +426,27 @@ def test_finished_when_nothing_can_change_the_result(last: bytes, finished: bool
     assert not assembly.finished
     assembly.feed(last)
     assert assembly.finished is finished
+
+
+@pytest.mark.parametrize(
+    ("stream", "is_whole", "expected"),
+    [
+        (sse(*HELLO, STOP), False, Incomplete("the stream ended with 1 of 2 choices")),
+        (sse(*HELLO, STOP) + DONE, True, HELLO_ANSWER),
+        (sse(*HELLO, STOP, chunk(said({}, "stop", 1))), True, answer(choice(content="Héllo"), choice(index=1))),
+        (sse(*HELLO, STOP, chunk(said({"content": "x"}, None, 1))), False, Incomplete(f"the stream ended {NO_END} 1")),
+    ],
+)
+def test_a_stream_that_just_ends_has_all_choices_that_were_asked_for(
+    stream: bytes,
+    is_whole: bool,
+    expected: Any,  # noqa: FBT001 -- as above
+) -> None:
+    """Two were asked for: one is an answer only where the endpoint says that it is done."""
+    assembly = Assembly(wanted=2)
+    assembly.feed(stream)
+    assert assembly.is_whole is is_whole
+    assert assembly.result() == expected
 
 
 def test_result_asked_for_where_the_stack_is_nearly_full() -> None:

@@ -1,0 +1,127 @@
+"""Requests under way, and what ends those that take too long or fall silent.
+
+Rules of this file: an attempt's clock starts when it has a connection; only the peer's silence counts, not ours; one
+sweep looks at all attempts twice a second, as a timer for each would cost a tenth of a whole request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import Any, Final, Literal
+
+import aiohttp
+
+from batchrouter.sse import Assembly
+
+_SWEEP_S: Final = 0.5
+_STALE_S: Final = 5.0  # a connection that breaks later than this after the request was not stale: its endpoint failed
+
+How = Literal["fresh", "kept"]
+
+
+class Attempt:
+    """One request under way. `response`, `upload` and `assembly` are told by whoever sends it."""
+
+    __slots__ = (
+        "_seen", "_task", "assembly", "connection", "expired", "response", "seen_s", "started_s", "upload",
+    )  # fmt: skip
+
+    def __init__(self, task: asyncio.Task[Any], now: float) -> None:
+        self.started_s = self.seen_s = now
+        self.connection: How | Literal["none"] = "none"
+        self.upload: io.BytesIO | None = None
+        self.response: aiohttp.ClientResponse | None = None
+        self.assembly: Assembly | None = None
+        self.expired = ""
+        self._task = task
+        self._seen = self._progress()
+
+    def outlived(self) -> bool:
+        """Whether it was the sweep alone that cancelled it: then its task goes on."""
+        if not self.expired or self._task.cancelling() != 1:
+            return False
+        self._task.uncancel()
+        return True
+
+    def was_stale(self, now: float) -> bool:
+        """Whether a connection that broke had been kept too long: then nobody has read the request."""
+        return self.connection == "kept" and self.response is None and now - self.started_s < _STALE_S
+
+    def look(self, now: float, timeout_s: float, idle_timeout_s: float) -> None:
+        """End it when it is past its deadline, or nothing has moved for too long."""
+        progress = self._progress()
+        if progress != self._seen:
+            self._seen, self.seen_s = progress, now
+        if self.expired:
+            return
+        if now - self.started_s >= timeout_s:
+            self.expired = f"not finished after {timeout_s:g} s"
+        elif now - self.seen_s >= idle_timeout_s:
+            self.expired = f"not a byte for {idle_timeout_s:g} s"
+        else:
+            return
+        self._task.cancel()
+
+    def _progress(self) -> int:
+        """A figure that changes with what goes out and comes in: of a stream its events, once there was one; what only
+        keeps it alive is believed while the endpoint is thinking, but not in the middle of what it says.
+        """
+        if self.response is None:
+            return -1 if self.upload is None or self.upload.closed else self.upload.tell()
+        if self.assembly is not None and self.assembly.events:
+            return self.assembly.events
+        return self.response.content.total_bytes
+
+
+class Watch:
+    """All attempts under way. `start` it on the running loop, and `stop` it."""
+
+    def __init__(self, timeout_s: float, idle_timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._idle_timeout_s = idle_timeout_s
+        self._by_task: dict[asyncio.Task[Any] | None, Attempt] = {}
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._loop = asyncio.get_running_loop()
+        self._period_s = min(_SWEEP_S, self._timeout_s / 8, self._idle_timeout_s / 8)
+        self._set_timer()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+
+    def begin(self) -> Attempt:
+        """The running task makes an attempt; `end` must follow."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  (a coroutine runs in a task)
+        attempt = self._by_task[task] = Attempt(task, self._loop.time())
+        return attempt
+
+    def end(self) -> None:
+        """The running task's attempt is over."""
+        del self._by_task[asyncio.current_task()]
+
+    def connected(self, how: How) -> None:
+        """The running task's attempt has a connection: one kept from another, or opened for it."""
+        attempt = self._by_task.get(asyncio.current_task())
+        if attempt is not None:
+            if how == "fresh" or attempt.connection == "none":
+                attempt.connection = how
+            attempt.started_s = attempt.seen_s = self._loop.time()
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        late_s = now - self._sweep_due_s
+        if late_s > self._period_s:  # we were held up (a huge body, a suspended process): the peer was not silent
+            for attempt in self._by_task.values():
+                attempt.started_s += late_s
+                attempt.seen_s += late_s
+        for attempt in self._by_task.values():
+            attempt.look(now, self._timeout_s, self._idle_timeout_s)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._sweep_due_s = self._loop.time() + self._period_s
+        self._timer = self._loop.call_at(self._sweep_due_s, self._sweep)
