@@ -252,9 +252,8 @@ async def _ask(
         control.attach(runner)
         catalogue = await _catalogue(transport, control)
         lanes.cautious = isinstance(catalogue.refusal, Reply) and catalogue.refusal.status == 401
-        unknown = catalogue.lacks(plan.index.models(plan.rows.below))
-        if unknown:
-            note("notice", text=f"not in the endpoint's catalogue: {', '.join(unknown)} (batchrouter models lists it)")
+        if warning := catalogue.warning(plan.index.models(plan.rows.below)):
+            note("notice", text=warning)
         for text in ledger.notes:
             note("notice", text=text)
         note("start", pending=tally.pending, endpoint=settings.base_url)

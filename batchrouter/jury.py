@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from batchrouter.frontier import Job
 from batchrouter.records import ENDPOINT_DOWN, KEY_REFUSED, Halt, Outcome
+from batchrouter.remedies import remedy_for
 
 _CANARY_ROWS: Final = 20
 
@@ -76,4 +77,4 @@ class Jury:
 def _same_for_all(failure: Failure) -> Halt:
     forbidden = failure.outcome.reply is not None and failure.outcome.reply.status == 403
     reason = f"the first {_CANARY_ROWS} rows to end have all failed alike ({failure.kind}): {failure.text}"
-    return Halt(KEY_REFUSED if forbidden else ENDPOINT_DOWN, reason, "mend it")
+    return Halt(KEY_REFUSED if forbidden else ENDPOINT_DOWN, reason, remedy_for(failure.kind) or "mend it")

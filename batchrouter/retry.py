@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 from batchrouter.records import CREDITS_SPENT, ENDPOINT_DOWN, KEY_REFUSED, OK, ErrorCode, Fault, Halt, Reply
+from batchrouter.remedies import remedy_for
 
 # Statuses that say nothing against the row: try again. So do every 5xx and every 2xx but 200.
 _TRANSIENT: Final = frozenset({408, 409, 421, 423, 425})
@@ -22,6 +23,10 @@ _BACKOFF_BASE_S: Final = 0.5
 _BACKOFF_CAP_S: Final = 60.0
 _LEAST_WAIT_S: Final = 0.05
 _MESSAGE_CHARACTERS: Final = 300
+
+# What the `status` of a response says where it is no answer: it ended without one, or nobody waits for it.
+_BROKEN_OFF: Final = ("failed", "cancelled")
+_UNFINISHED: Final = ("queued", "in_progress")
 
 # What the `code` or `type` of an error object says where it is no number.
 _NAMED_CODES: Final = {
@@ -108,6 +113,9 @@ def judge(
     if isinstance(answer, Fault):
         return _judge_fault(answer, history, policy, rng)
     if answer.status == OK:
+        if path == "/responses" and answer.body.get("status") in _UNFINISHED:
+            message = f"the response is {answer.body['status']}: a batch cannot wait for one in the background"
+            return GiveUp(("bad_response", message), "row")
         problem = problem_of(answer.body, path)
         if problem is None:
             return _TRUNCATED if is_truncated(answer.body, path) else _ACCEPTED
@@ -118,7 +126,7 @@ def judge(
     if status == 429:
         return Again(retry_after_s or 0.0, "limit")
     if status == 401:
-        return Stop(Halt(KEY_REFUSED, f"the key is refused (401): {message_of(answer.body)}", "mend the key"))
+        return Stop(Halt(KEY_REFUSED, f"the key is refused (401): {message_of(answer.body)}", remedy_for("401")))
     transient = status in _TRANSIENT or status >= 500 or status < 300
     said = answer.headers.get("x-should-retry")
     if said == "false" or (not transient and said != "true"):
@@ -143,7 +151,7 @@ def _judge_credits(reply: Reply, history: History, retry_after_s: float | None, 
     if waits and retry_after_s is not None and history.credit_waits < _CREDIT_WAITS:
         return Again(retry_after_s + rng.uniform(0, 0.1 * retry_after_s), "credits")
     reason = f"credits are spent ({reply.status}): {message_of(reply.body)}"
-    return Stop(Halt(CREDITS_SPENT, reason, "top up"))
+    return Stop(Halt(CREDITS_SPENT, reason, remedy_for("402")))
 
 
 def _try_again(
@@ -195,7 +203,9 @@ def problem_of(body: Mapping[str, Any], path: str) -> str | None:
     if path == "/embeddings":
         return None if type(body.get("data")) is list else "the answer has no data"
     if path == "/responses":
-        return None if type(body.get("output")) is list else "the answer has no output"
+        if type(body.get("output")) is not list:
+            return "the answer has no output"
+        return f"the response is {body['status']}" if body.get("status") in _BROKEN_OFF else None
     choices = body.get("choices")
     if type(choices) is not list or not choices:
         return "the answer has no choices"
@@ -213,7 +223,24 @@ def is_truncated(body: Mapping[str, Any], path: str) -> bool:
     """Whether a choice ran out of budget before it said anything (reasoning models with a small `max_tokens`)."""
     if path == "/chat/completions":
         return any(_is_cut_empty(choice, choice["message"], "content") for choice in body["choices"])
+    if path == "/responses":
+        return _why_incomplete(body) == "max_output_tokens" and not any(map(_says, body["output"]))
     return path == "/completions" and any(_is_cut_empty(choice, choice, "text") for choice in body["choices"])
+
+
+def _why_incomplete(response: Mapping[str, Any]) -> Any:
+    details = response.get("incomplete_details")
+    return details.get("reason") if type(details) is dict else None
+
+
+def _says(item: Any) -> bool:
+    """Whether an item of a response's output is more than reasoning or an empty message."""
+    if type(item) is not dict or item.get("type") == "reasoning":
+        return False
+    parts = item.get("content")
+    if item.get("type") != "message" or type(parts) is not list:
+        return True
+    return any(type(part) is dict and bool(part.get("text") or part.get("refusal")) for part in parts)
 
 
 def _is_cut_empty(choice: Mapping[str, Any], said: Mapping[str, Any], name: str) -> bool:

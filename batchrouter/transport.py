@@ -33,6 +33,7 @@ _SPARE_DESCRIPTORS: Final = 64
 _BEGINNING_CHARACTERS: Final = 60
 _CATALOGUE_BYTES: Final = 16 * 2**20
 _STREAM_END_S: Final = 1.0
+_MOST_NAMED: Final = 10
 
 
 class Catalogue(NamedTuple):
@@ -44,10 +45,15 @@ class Catalogue(NamedTuple):
     refusal: Reply | Fault | None
     models: list[dict[str, Any]] | None
 
-    def lacks(self, wanted: Iterable[str]) -> list[str]:
-        """Those models that are not listed; none where nothing is."""
+    def warning(self, wanted: Iterable[str]) -> str:
+        """What to tell of those models that are not listed; nothing where all are, or there is no catalogue."""
         known = {model["id"] for model in self.models or ()}
-        return [model for model in wanted if model not in known] if known else []
+        unknown = [clean(model) for model in wanted if model not in known] if known else []
+        if not unknown:
+            return ""
+        more = f" and {len(unknown) - _MOST_NAMED} others" if len(unknown) > _MOST_NAMED else ""
+        named = ", ".join(unknown[:_MOST_NAMED])
+        return f"not in the endpoint's catalogue: {named}{more} (`batchrouter models` lists it; case matters)"
 
 
 class _Connector(aiohttp.TCPConnector):

@@ -10,18 +10,16 @@ from typing import Final
 
 from batchrouter.batch import Control
 from batchrouter.progress import short_time
-from batchrouter.records import Halt, Summary
+from batchrouter.records import Halt, Summary, Tally
+from batchrouter.remedies import remedy_for
 
 _STOPPED_BY: Final = {
     signal.SIGINT: "Ctrl-C",
     signal.SIGTERM: "SIGTERM",
     signal.SIGHUP: "the terminal's end (SIGHUP)",
 }
-_REMEDIES: Final = {  # the endpoint's own advice, by the status that a group of failures has
-    "400": "check the model's id (case matters) and the fields of the body",
-    "404": "check --base-url and the model's id",
-    "500": "run them again with --retry; if it persists, try a different model",
-}
+_MOST_KINDS: Final = 12
+_OF_THE_INPUT: Final = frozenset({"invalid_row", "duplicate_custom_id"})  # no asking again helps these
 
 
 def code_for(summary: Summary, max_fail_ratio: float) -> int:
@@ -62,13 +60,12 @@ def last_words(summary: Summary, command: str) -> str:
         rows += f" ({tally.answered_before:,} of them before)"
     rows += f", {failed:,} failed, {tally.pending:,} pending"
     lines = [rows]
-    for kind, cause in sorted(tally.causes.items(), key=lambda item: -item[1].count):
-        lines.append(f"  {cause.count:,} x {kind}, for example {cause.example}")
-        remedy = _REMEDIES.get(kind.split(" ")[0])
-        if remedy:
-            lines.append(f"    {remedy}")
+    lines += _causes(tally)
     if tally.truncated:
-        lines.append(f"  {tally.truncated:,} truncated: the token budget ran out before any text; raise max_tokens")
+        lines.append(
+            f"  {tally.truncated:,} truncated: the budget was used up, perhaps by hidden reasoning, before any text"
+        )
+        lines.append(f"    {remedy_for('truncated')}")
     usage = tally.usage
     if tally.attempts:
         lines.append(
@@ -81,10 +78,26 @@ def last_words(summary: Summary, command: str) -> str:
     lines.append(f"answers: {summary.directory}/results.jsonl")
     if failed:
         lines.append(f"failures: {summary.directory}/errors.jsonl")
+        if summary.halt is None and (tally.failed_before or not tally.causes.keys() <= _OF_THE_INPUT):
+            lines.append(f"to ask failed rows again, once the cause is mended: {command} --retry all")
     if summary.halt is not None:
         lines.append(f"stopped: {summary.halt.reason}")
         lines.append(f"to go on{_after(summary.halt)}: {command}")
     return "\n".join(lines)
+
+
+def _causes(tally: Tally) -> list[str]:
+    """The failures of this start by kind, the most frequent first: how many, an example, and the next move."""
+    kinds = sorted(tally.causes.items(), key=lambda item: -item[1].count)
+    lines = []
+    for kind, cause in kinds[:_MOST_KINDS]:
+        lines.append(f"  {cause.count:,} x {kind}, for example {cause.example}")
+        if remedy := remedy_for(kind):
+            lines.append(f"    {remedy}")
+    if len(kinds) > _MOST_KINDS:
+        rest = sum(cause.count for _, cause in kinds[_MOST_KINDS:])
+        lines.append(f"  {rest:,} of {len(kinds) - _MOST_KINDS} other kinds")
+    return lines
 
 
 def _after(halt: Halt) -> str:

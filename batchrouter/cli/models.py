@@ -11,11 +11,13 @@ import click
 
 from batchrouter.cli.options import settings_from, settings_options
 from batchrouter.records import CREDITS_SPENT, ENDPOINT_DOWN, KEY_REFUSED, Fault, Reply
+from batchrouter.remedies import remedy_for
 from batchrouter.retry import clean, is_about_credits, message_of
 from batchrouter.settings import Secret, Settings, find_key
 from batchrouter.transport import Catalogue, Transport
 
 _PATIENCE_S: Final = 30.0
+_CHECK_URL: Final = "is the base URL right, up to and with /v1?"
 _NO_CATALOGUE: Final = frozenset({404, 405, 410, 501})
 
 
@@ -65,16 +67,15 @@ def _table(models: list[dict[str, Any]]) -> list[str]:
 
 def _why_none(refusal: Reply | Fault | None, base_url: str) -> tuple[int, str]:
     """The exit code and the reason, with the next move, where there is no catalogue."""
-    right = "is the base URL right, up to and with /v1?"
     if refusal is None:
-        return 2, f"{base_url}/models is no catalogue; {right}"
+        return 2, f"{base_url}/models is no catalogue; {_CHECK_URL}"
     if isinstance(refusal, Fault):
         return ENDPOINT_DOWN, f"{base_url}/models: {refusal.message}"
     told = f"{base_url}/models: {refusal.status}, {message_of(refusal.body)}"
     if refusal.status in _NO_CATALOGUE or 300 <= refusal.status < 400:
-        return 2, f"{told}; {right}"
+        return 2, f"{told}; {_CHECK_URL}"
     if refusal.status in {401, 403}:
-        return KEY_REFUSED, f"{told}; check that the key is set correctly and has not been revoked"
+        return KEY_REFUSED, f"{told}; {remedy_for('401')}"
     if refusal.status == 402 or is_about_credits(refusal.body):
-        return CREDITS_SPENT, f"{told}; top up, then try again"
+        return CREDITS_SPENT, f"{told}; {remedy_for('402')}"
     return ENDPOINT_DOWN, told

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import orjson
 
+from batchrouter.cli.models import catalogue_of
 from batchrouter.cli.options import DEFAULT_CONFIG, settings_from, settings_options
 from batchrouter.cli.paths import default_directory
 from batchrouter.cli.questions import directory_of, is_asked, is_table, question_options, questions_from
@@ -17,7 +21,9 @@ from batchrouter.dataset.label import plan
 from batchrouter.errors import UsageError
 from batchrouter.preview import Preview, preview
 from batchrouter.progress import short_time
-from batchrouter.settings import Settings
+from batchrouter.settings import Settings, find_key
+
+_CATALOGUE_S: Final = 3.0
 
 
 @click.command(name="plan")
@@ -45,6 +51,17 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], output: str | None, 
         click.echo(orjson.dumps(asdict(found), option=orjson.OPT_INDENT_2).decode())
     else:
         click.echo(_text(found, changed=settings.changed))
+    if warning := _warning(settings, found.requests_by_model):
+        click.echo(f"batchrouter: {warning}", err=True)
+
+
+def _warning(settings: Settings, models: Mapping[str, int]) -> str:
+    """What the endpoint's catalogue says of the rows' models; nothing where there is no key to ask with."""
+    try:
+        key = find_key(os.environ, settings.api_key_file)
+    except UsageError:
+        return ""
+    return asyncio.run(catalogue_of(settings, key, _CATALOGUE_S)).warning(models) if models else ""
 
 
 def _of_table(
