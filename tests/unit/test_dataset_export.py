@@ -26,7 +26,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from batchrouter.dataset.answers import Answer
+from batchrouter.dataset.answers import Answer, open_answers
 from batchrouter.dataset.columns import facts_of
 from batchrouter.dataset.export import export
 from batchrouter.dataset.labels import shape_of_schema
@@ -309,14 +309,18 @@ def test_a_damaged_line_is_told_and_its_row_pending(tmp_path: Path) -> None:
 
 
 def test_a_log_rewritten_under_the_reader_is_noticed(tmp_path: Path) -> None:
-    """An index that names another row's line gives no answer of another row: it is an error that says what to do."""
-    play(tmp_path / "t.run", prepared(tmp_path, sample_table(tmp_path), "{{ text }}", id_column="id"), echo)
-    with sqlite3.connect(tmp_path / "t.run/checkpoint.sqlite") as database:
-        swap_answers(database, 5, 6)
-    database.close()
-    with pytest.raises(UsageError, match=r"the log was rewritten.*batchrouter verify"):
-        export(tmp_path / "t.run", tmp_path / "out.csv")
-    assert not (tmp_path / "out.csv").exists()
+    """Where another row's line has come to stand since the reader began, no answer is given: it is an error that says
+    what to do.
+    """
+    play(tmp_path / "t.run", prepared(tmp_path, sample_table(tmp_path, 10), "{{ text }}", id_column="id"), echo)
+    log = tmp_path / "t.run/results.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    assert len(lines[5]) == len(lines[6])
+    with open_answers(tmp_path / "t.run") as answers:
+        with log.open("r+b") as file:
+            file.write(b"".join([*lines[:5], lines[6], lines[5], *lines[7:]]))
+        with pytest.raises(UsageError, match=r"the log was rewritten.*batchrouter verify"):
+            list(answers)
 
 
 def test_the_inputs_are_found_where_the_run_directory_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
