@@ -1,7 +1,7 @@
 """A chat completion as a pure function of the request's body and a seed: a test can compute what it must get.
 
-What only shapes the delivery (`stream`, the token budget, `stop`, `n`) does not change the words: the same
-question with a larger budget gets the same text, further on.
+What only shapes the delivery (`stream`, the token budget, `stop`, `n`, `logprobs`) does not change the words: the
+same question with a larger budget gets the same text, further on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from batchrouter.emulator.words import pieces, spoken
 
 type_of_body = Mapping[str, Any]
 
-DELIVERY: Final = frozenset({"stream", "stream_options", "max_tokens", "max_completion_tokens", "stop", "n"})
+DELIVERY: Final = frozenset(
+    {"stream", "stream_options", "max_tokens", "max_completion_tokens", "stop", "n", "logprobs", "top_logprobs"}
+)
 MARKER: Final = re.compile(r"\[\[fault:([^\[\]]+)\]\]")
 _EPOCH: Final = 1_738_960_610
 _CACHE_BLOCK: Final = 128  # prompt tokens are cached in such blocks, from 1,024 on
@@ -106,7 +108,26 @@ def _choice(body: type_of_body, digest: bytes, index: int, budget: int | None) -
     else:
         text = _text(body, digest)
         message["content"], reason, tokens = _fit_text(text, budget, body.get("stop"))
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}, tokens
+    logprobs = _logprobs(body, digest, message["content"]) if body.get("logprobs") else None
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}, tokens
+
+
+def _logprobs(body: type_of_body, digest: bytes, content: str | None) -> dict[str, Any] | None:
+    """How likely each token of the content was, and which others there were; null without content."""
+    if not content:
+        return None
+    source = random.Random(digest)
+    others = ("".join(source.sample("abcdefgh", 3)) for _ in range(int(body.get("top_logprobs") or 0)))
+    ranked = [(None, -source.random()), *((other, -1 - source.random()) for other in others)]
+    told = []
+    for token in pieces(content):
+        top = [_likely(other or token, logprob) for other, logprob in ranked]
+        told.append({**top[0], "top_logprobs": top[: int(body.get("top_logprobs") or 0)]})
+    return {"content": told, "refusal": None}
+
+
+def _likely(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": round(logprob, 6), "bytes": list(token.encode("utf-8", "surrogatepass"))}
 
 
 def _fit_text(text: str, budget: int | None, stop: Any) -> tuple[str, str, int]:

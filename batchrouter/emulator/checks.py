@@ -108,6 +108,8 @@ _FIELDS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "seed": (_whole(-(2**63), 2**63 - 1), "an integer"),
     "stream": (lambda value: isinstance(value, bool), "a boolean"),
     "stream_options": (lambda value: isinstance(value, Mapping), "an object"),
+    "logprobs": (lambda value: isinstance(value, bool), "a boolean"),
+    "top_logprobs": (_whole(0, 20), "an integer between 0 and 20"),
     "stop": (_stops, "a string or a list of strings"),
     "tools": (_tools, "a list of tools, each a function with a name"),
     "tool_choice": (_choice, "none, auto, required, or a function by name"),

@@ -1,4 +1,4 @@
-"""A completion as it goes to the client that asked: one JSON body, or a stream of events."""
+"""An answer as it goes to the client that asked: one JSON body, or a stream of events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The endpoint's other routes in their plain form: models, completions, embeddings, responses."""
+"""The endpoint's other routes: models, completions, embeddings, responses."""
 
 from __future__ import annotations
 
@@ -100,7 +100,10 @@ def response(body: type_of_body, seed: int) -> dict[str, Any]:
         "tools": [],
         "usage": {
             "input_tokens": usage["prompt_tokens"],
-            "input_tokens_details": {"cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]},
+            "input_tokens_details": {
+                "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
+                "cache_write_tokens": 0,
+            },
             "output_tokens": usage["completion_tokens"],
             "output_tokens_details": {
                 "reasoning_tokens": usage["completion_tokens_details"]["reasoning_tokens"],
@@ -118,12 +121,8 @@ def other_refusal(path: str, body: type_of_body) -> bytes | None:
         return problem(f"'{name}' must be a string or a list", kind="invalid_request_error", param=name)
     if path == "/responses" and isinstance(given, list) and not all(isinstance(one, Mapping) for one in given):
         return problem("'input' must be a list of messages", kind="invalid_request_error", param="input")
-    if body.get("stream"):
-        return problem(
-            f"the emulator streams /chat/completions alone, not {path}",
-            kind="invalid_request_error",
-            param="stream",
-        )
+    if body.get("stream") and path == "/embeddings":
+        return problem("embeddings are not streamed", kind="invalid_request_error", param="stream")
     size = body.get("dimensions")
     if size is not None and not (isinstance(size, int) and 1 <= size <= _MOST_DIMENSIONS):
         return problem("'dimensions' must be an integer", kind="invalid_request_error", param="dimensions")
