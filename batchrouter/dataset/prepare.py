@@ -16,10 +16,11 @@ from typing import Any, Final
 import orjson
 
 from batchrouter import jsontext
+from batchrouter.dataset.frames import Frame, Mappings
 from batchrouter.dataset.images import image_parts
 from batchrouter.dataset.joins import UniqueIds, row_id
 from batchrouter.dataset.labels import Shape
-from batchrouter.dataset.tables import Mappings, Row, Rows, Table, open_table
+from batchrouter.dataset.tables import Row, Rows, Table, open_table
 from batchrouter.dataset.templates import Template
 from batchrouter.dataset.writers import open_output
 from batchrouter.errors import UsageError
@@ -80,14 +81,15 @@ class _Asker:
 
 
 def prepare(
-    data: str | Path | Iterable[Mapping[str, Any]],
+    data: str | Path | Iterable[Mapping[str, Any]] | Frame,
     question: Question | Mapping[str, Question],
     *,
     id_column: str | None = None,
     sample: int | None = None,
     seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """The request rows of `data`: the path of a table (.csv, .tsv, .jsonl, .parquet), or mappings of columns to values.
+    """The request rows of `data`: the path of a table (.csv, .tsv, .jsonl, .parquet), any iterable of mappings of
+    columns to values, or a data frame of pandas or polars.
 
     With several questions, by name, each row has a request for each, known as `<row id>/<name>`. `sample` draws so
     many rows at random, by `seed`, and keeps their order. Raises UsageError, with the place, where it meets a row that

@@ -1,4 +1,4 @@
-r"""Tables in: CSV, TSV, JSONL and Parquet files, or mappings from memory; rows as they stand, few held at once.
+r"""Tables in: CSV, TSV, JSONL and Parquet files; rows as they stand, few held at once.
 
 Rules of this file: a cell is data and comes out as it went in: CSV cells are texts (empty ones too), JSON and Parquet
 values keep their types. A table that cannot be read without guessing is refused with the place and the next move.
@@ -69,27 +69,6 @@ class Rows(Protocol):
 
     def place(self, row: Row) -> str:
         """How a message names a row, as in `reviews.csv:17`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mappings:
-    """Rows from memory: any iterable of mappings (dicts, `df.to_dict("records")`, `df.iter_rows(named=True)`)."""
-
-    items: Iterable[Mapping[str, Any]]
-
-    def rows(self) -> Iterator[Row]:
-        """The rows, once if the iterable can be read once; raises UsageError for what is no mapping."""
-        for number, item in enumerate(self.items, 1):
-            if not isinstance(item, Mapping):
-                raise UsageError(
-                    f"row {number} is a {type(item).__name__}, not a mapping of columns to values: of a pandas frame"
-                    ' give df.to_dict("records"), of a polars one df.iter_rows(named=True)'
-                )
-            yield Row(number, number, item)
-
-    def place(self, row: Row) -> str:
-        """`row 17`."""
-        return f"row {row.number}"
 
 
 @dataclass(frozen=True, slots=True)

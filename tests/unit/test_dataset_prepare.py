@@ -57,11 +57,53 @@ def test_rows_without_ids_are_numbered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", [ROWS, pd.DataFrame(ROWS).to_dict("records"), pl.DataFrame(ROWS).iter_rows(named=True)]
+    "rows",
+    [
+        ROWS,
+        iter(ROWS),
+        pd.DataFrame(ROWS),
+        pd.DataFrame(ROWS).to_dict("records"),
+        pd.DataFrame(ROWS).convert_dtypes(),
+        pl.DataFrame(ROWS),
+        pl.DataFrame(ROWS).iter_rows(named=True),
+        pl.DataFrame(ROWS).to_arrow().to_pylist(),
+    ],
+    ids=["dicts", "iterator", "pandas", "records", "pandas dtypes", "polars", "polars rows", "arrow"],
 )
 def test_any_mappings_will_do(rows: Any) -> None:
-    """Lists of dicts, a pandas frame's records, a polars frame's rows."""
-    assert [content_of(row) for row in prepare(rows, ASK)] == ["Sum up: good", "Sum up: bad"]
+    """Lists and iterators of dicts, the frames of pandas and polars, and what these give as rows."""
+    assert [content_of(row) for row in prepare(rows, ASK, id_column="id")] == ["Sum up: good", "Sum up: bad"]
+
+
+MISSING = {
+    "text": ["a", None],
+    "number": [1.5, None],
+    "when": pd.to_datetime(["2026-01-02", None]),
+    "list": [[1], None],
+}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pd.DataFrame(MISSING),
+        pd.DataFrame(MISSING).convert_dtypes(),
+        pd.DataFrame(MISSING).drop(columns="when").to_dict("records"),
+        pl.DataFrame({**MISSING, "when": [None, None]}),
+    ],
+    ids=["pandas", "pandas dtypes", "records", "polars"],
+)
+def test_what_pandas_calls_missing_is_null(rows: Any) -> None:
+    """NaN, NaT and NA are nothing in a prompt, never the words."""
+    question = Question(prompt="[{{ text }}{{ number or 'none' }}{{ row.when }}{{ list or '' }}]")
+    with_column = [{"when": None, **row} for row in rows] if isinstance(rows, list) else rows
+    assert content_of(list(prepare(with_column, question))[1]) == "[none]"
+
+
+def test_a_frame_with_twin_columns_is_refused() -> None:
+    """Which of two columns of one name is meant would be a guess."""
+    with pytest.raises(UsageError, match="columns of the same name: review, review"):
+        list(prepare(pd.DataFrame([["a", "b"]], columns=["review", "review"]), ASK))
 
 
 WRONG_IDS: list[tuple[str, str]] = [

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from batchrouter.dataset.tables import Mappings, Table, open_table
+from batchrouter.dataset.frames import Mappings
+from batchrouter.dataset.tables import Table, open_table
 from batchrouter.errors import UsageError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -177,7 +178,7 @@ def test_a_table_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_from_memory_must_be_mappings() -> None:
-    """Who passes a data frame itself is told what to pass instead."""
+    """Who passes something else is told what to pass instead."""
     assert [row.values for row in Mappings([{"a": 1}]).rows()] == [{"a": 1}]
-    with pytest.raises(UsageError, match=r'row 1 is a str.*df\.to_dict\("records"\)'):
+    with pytest.raises(UsageError, match="row 1 is a str, not a mapping of columns to values; give dicts"):
         list(Mappings(["a", "b"]).rows())  # type: ignore[list-item]
