@@ -50,9 +50,10 @@ Script = Callable[[Heard], Iterable[Step]]
 
 @dataclass
 class Hostile:
-    """A running server. `heard` are the POST requests so far; what else is asked (the catalogue) gets a 404."""
+    """A running server. `heard` are the POST requests so far; what else is asked for gets the `catalogue`."""
 
     script: Script
+    catalogue: bytes = b""
     port: int = 0
     scheme: str = "http"
     connections: int = 0
@@ -75,7 +76,7 @@ class Hostile:
                 if heard.method == "POST":
                     self.heard.append(heard)
                     nth += 1
-                steps = self.script(heard) if heard.method == "POST" else [http(404, b"{}")]
+                steps = self.script(heard) if heard.method == "POST" else [self.catalogue or http(404, b"{}")]
                 if not await _play(steps, reader, writer):
                     break
         with suppress(ConnectionError, ssl.SSLError):
@@ -116,9 +117,9 @@ async def _play(steps: Iterable[Step], reader: asyncio.StreamReader, writer: asy
 
 
 @contextmanager
-def hostile(script: Script, *, tls: ssl.SSLContext | None = None) -> Iterator[Hostile]:
+def hostile(script: Script, *, catalogue: bytes = b"", tls: ssl.SSLContext | None = None) -> Iterator[Hostile]:
     """A server in a thread of its own, until the block ends."""
-    server = Hostile(script, scheme="http" if tls is None else "https")
+    server = Hostile(script, catalogue, scheme="http" if tls is None else "https")
     ready, finish = threading.Event(), []
 
     async def serve() -> None:
@@ -132,6 +133,7 @@ def hostile(script: Script, *, tls: ssl.SSLContext | None = None) -> Iterator[Ho
                 await server._serve(reader, writer)
             finally:
                 tasks.discard(task)
+                writer.transport.abort()
 
         listener = await asyncio.start_server(one, "127.0.0.1", 0, ssl=tls, limit=2**27, backlog=1000)
         server.port = listener.sockets[0].getsockname()[1]
@@ -143,6 +145,7 @@ def hostile(script: Script, *, tls: ssl.SSLContext | None = None) -> Iterator[Ho
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # so that what was aborted says so
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()

@@ -439,8 +439,8 @@ def test_finished_when_nothing_can_change_the_result(last: bytes, finished: bool
 )
 def test_a_stream_that_just_ends_has_all_choices_that_were_asked_for(
     stream: bytes,
-    is_whole: bool,
-    expected: Any,  # noqa: FBT001 -- as above
+    is_whole: bool,  # noqa: FBT001 -- as above
+    expected: Any,
 ) -> None:
     """Two were asked for: one is an answer only where the endpoint says that it is done."""
     assembly = Assembly(wanted=2)
