@@ -19,6 +19,8 @@ from batchrouter.index import ANSWERED, PENDING
 from batchrouter.settings import Model
 
 PENDING_MARK: Final = "pending"
+EMPTY_MARK: Final = "empty: the model answered without any text"
+CUT_OFF_MARK: Final = "cut off: the token budget ran out in the middle of the answer; raise max_tokens"
 TRUNCATED_MARK: Final = "truncated: the token budget ran out before any text; raise max_tokens"
 NEEDS_JMESPATH: Final = "--column needs an extra: pip install 'batchrouter[dataset]'"
 
@@ -57,11 +59,15 @@ class Expression(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """Which columns a row's answer fills: facts under names of choice, then the schema's, then the expressions'."""
+    """Which columns a row's answer fills: facts under names of choice, then the schema's, then the expressions'.
+
+    With `marks_all`, an answer that is empty or cut off has that as its error, as there is no other column to tell it.
+    """
 
     facts: Mapping[str, str]
     shape: Shape | None = None
     expressions: Sequence[Expression] = ()
+    marks_all: bool = False
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -76,6 +82,8 @@ class Filling:
     def fill(self, answer: Answer, prices: Mapping[str, Model]) -> tuple[list[Any], str | None]:
         """The values in the order of `columns`, and the row's error."""
         facts = facts_of(answer, prices)
+        if self.marks_all and facts.error is None:
+            facts = facts._replace(error=_lack(facts))
         spread: list[Any] = []
         if self.shape or self.expressions:
             try:
@@ -98,6 +106,13 @@ class Filling:
             value = _json(facts.content)
             spread += [_searched(expression, value) for expression in self.expressions]
         return spread
+
+
+def _lack(facts: Facts) -> str | None:
+    """What an answer in free text lacks, if anything."""
+    if not facts.content:
+        return EMPTY_MARK
+    return CUT_OFF_MARK if facts.finish_reason == "length" else None
 
 
 def _cut_off(facts: Facts) -> str:

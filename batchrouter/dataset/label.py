@@ -205,7 +205,7 @@ def _export(
 
 
 def _filling(question: Question) -> Filling:
-    return Filling({}, question.shape) if question.shape else Filling({"answer": "content"})
+    return Filling({}, question.shape) if question.shape else Filling({"answer": "content"}, marks_all=True)
 
 
 def _column_name(question: str, column: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -141,6 +142,66 @@ def test_label_again_fills_in_just_what_is_missing(tmp_path: Path) -> None:
         assert all(row["answer"] and not row["error"] for row in found)
         assert asked(served) - before == len(pending) + 2
         assert read_jsonl(tmp_path / "t.run/results.jsonl")[: len(kept)] == kept
+
+
+def test_label_goes_on_after_whatever_stopped_it(tmp_path: Path) -> None:
+    """A refused key, Ctrl-C, SIGKILL, the end of --max-time: `run`'s exit codes, a whole table with the rest pending
+    (SIGKILL: the one before), and in the end each row was asked once, but for those in flight when it was killed.
+    """
+    write(tmp_path / "t.csv", [["text"], *([f"row {n}"] for n in range(160))])
+    arguments = ["label", "t.csv", "--prompt", "{{ text }}", *ASK, "-o", "out.csv"]
+    log = tmp_path / "t.run/results.jsonl"
+
+    def answered() -> int:
+        found = read(tmp_path / "out.csv")
+        assert len(found) == 160
+        assert all(bool(row["answer"]) == (row["error"] == "") for row in found)
+        assert {row["error"] for row in found} <= {"", "pending"}
+        return sum(row["error"] == "" for row in found)
+
+    with serving(Behaviour(latency=Latency(0.05))) as served:
+        wrong = served.environment | {"WORLDROUTER_API_KEY": "sk-wrong-0123456789"}
+        assert run(*arguments, cwd=tmp_path, env=wrong).returncode == 3
+        assert answered() == 0
+        before = asked(served)
+        with running(*arguments, cwd=tmp_path, env=served.environment) as process:
+            wait_until(partial(has_lines, log, 20))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        first = answered()
+        assert 20 <= first < 160
+        with running(*arguments, cwd=tmp_path, env=served.environment) as process:
+            wait_until(partial(has_lines, log, first + 20))
+            process.kill()
+        assert answered() == first
+        bounded = run(*arguments, "--max-time", "0.3", cwd=tmp_path, env=served.environment)
+        assert bounded.returncode == 6, bounded.stderr
+        assert first + 20 <= answered() < 160
+        assert run(*arguments, cwd=tmp_path, env=served.environment).returncode == 0
+        assert answered() == 160
+        assert 160 <= asked(served) - before <= 160 + 4
+    assert len(read_jsonl(log)) == 160
+
+
+def test_labels_that_the_model_breaks_are_asked_for_again_and_then_marked(tmp_path: Path) -> None:
+    """What is no label, once, costs one request more; what never is one is a failed row with the reason, and asked
+    again by the next start.
+    """
+    cells = ["fine", "odd once [[fault:formula_content*1]]", "empty once [[fault:content_empty*1]]",
+             "odd [[fault:html_content*2]]", "refused [[fault:refusal]]"]  # fmt: skip
+    write(tmp_path / "t.csv", [["text"], *([cell] for cell in cells)])
+    arguments = ["label", "t.csv", "--prompt", "{{ text }}", "--labels", "good,bad", *ASK, "-o", "out.csv"]
+    with serving() as served:
+        first = run(*arguments, cwd=tmp_path, env=served.environment)
+        assert first.returncode == 1, first.stderr
+        found = read(tmp_path / "out.csv")
+        assert [row["label"] in {"good", "bad"} for row in found] == [True, True, True, False, False]
+        assert [row["error"].partition(":")[0] for row in found] == ["", "", "", "schema_mismatch", "refusal"]
+        assert asked(served) == 1 + 2 + 2 + 2 + 1
+        second = run(*arguments, cwd=tmp_path, env=served.environment)
+        assert second.returncode == 1, second.stderr
+        assert [row["error"].partition(":")[0] for row in read(tmp_path / "out.csv")] == ["", "", "", "", "refusal"]
+        assert asked(served) == 8 + 1
 
 
 def test_a_changed_prompt_is_a_change_of_its_rows(tmp_path: Path) -> None:

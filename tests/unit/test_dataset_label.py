@@ -92,6 +92,33 @@ def test_a_run_stopped_before_its_rows_are_known_leaves_no_table(tmp_path: Path)
     assert not (tmp_path / "o.csv").exists()
 
 
+def test_an_answer_that_says_nothing_or_not_all_is_marked(tmp_path: Path) -> None:
+    """No text, text cut off by the budget, a refusal: what there is stands in `answer`, and why in `error`."""
+
+    def answer(request: Any) -> Any:
+        made = outcome(request, content="said")
+        choice = made.reply.body["choices"][0]
+        match request.n:
+            case 1:
+                choice["finish_reason"] = "length"
+            case 2:
+                choice["message"]["content"] = ""
+            case 3:
+                choice["message"] |= {"content": None, "refusal": "No."}
+        return made
+
+    table = table_of(tmp_path, "a", "b", "c", "d")
+    done = label(table, tmp_path / "o.csv", ASK, directory=tmp_path / "t.run", settings=SETTINGS, run=Runs(answer))
+    assert [tuple(row.values.values()) for row in open_table(tmp_path / "o.csv").rows()] == [
+        ("a", "said", ""),
+        ("b", "said", "cut off: the token budget ran out in the middle of the answer; raise max_tokens"),
+        ("c", "", "empty: the model answered without any text"),
+        ("d", "", "refusal: No."),
+    ]
+    assert done.exported is not None
+    assert (done.exported.answered, done.exported.marked) == (4, 3)
+
+
 def test_several_questions_stand_side_by_side(tmp_path: Path) -> None:
     """Columns begin with the question's name; a form's only column of that name is the name itself."""
     questions = {
