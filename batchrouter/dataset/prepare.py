@@ -82,7 +82,7 @@ class _Asker:
 
 def prepare(
     data: str | Path | Iterable[Mapping[str, Any]] | Frame,
-    question: Question | Mapping[str, Question],
+    question: Question | str | Mapping[str, Question],
     *,
     id_column: str | None = None,
     sample: int | None = None,
@@ -91,12 +91,15 @@ def prepare(
     """The request rows of `data`: the path of a table (.csv, .tsv, .jsonl, .parquet), any iterable of mappings of
     columns to values, or a data frame of pandas or polars.
 
-    With several questions, by name, each row has a request for each, known as `<row id>/<name>`. `sample` draws so
-    many rows at random, by `seed`, and keeps their order. Raises UsageError, with the place, where it meets a row that
-    cannot be asked, and at the end for ids that are not unique: the rows before are good only once it has ended.
+    A question may be the prompt's text alone. With several questions, by name, each row has a request for each, known
+    as `<row id>/<name>`. `sample` draws so many rows at random, by `seed`, and keeps their order. Raises UsageError,
+    with the place, where it meets a row that cannot be asked, and at the end for ids that are not unique: the rows
+    before are good only once it has ended.
     """
     source: Rows = open_table(data) if isinstance(data, (str, Path)) else Mappings(data)
     folder = source.path.parent if isinstance(source, Table) else Path()
+    if isinstance(question, str):
+        question = Question(prompt=question)
     questions = {"": question} if isinstance(question, Question) else question
     askers = {f"/{name}" if name else "": _Asker(asked, folder) for name, asked in questions.items()}
     rows = source.rows() if sample is None else iter(_sampled(source.rows(), sample, seed))

@@ -110,6 +110,41 @@ def test_any_table_comes_back_row_for_row(names: list[str], rows: list[list[str]
         assert (exported.rows, exported.answered, exported.marked) == (len(rows), len(rows), 0)
 
 
+IDS = st.lists(
+    st.text(max_size=4) | st.sampled_from([*CELLS, "\ud800", "row-1", "a/b", "007", "7"]) | st.integers(-5, 2**70),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ids=IDS, shift=st.integers(0, 5), kind=st.sampled_from(["jsonl", "parquet"]))
+@example(ids=["1", 1], shift=0, kind="jsonl")
+@example(ids=["\ud800", "\udfff", "\ufffd"], shift=1, kind="jsonl")
+def test_rows_are_known_by_any_id_that_is_unique(ids: list[str | int], shift: int, kind: str) -> None:
+    """Texts of any kind, and numbers: each answer stands beside the row with the id that asked, though the table was
+    turned since; doubled and missing ids are refused, and nothing is made of them.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        table, requests = folder / "t.jsonl", folder / "requests.jsonl"
+        rows = [{"id": known, "text": f"text {n}"} for n, known in enumerate(ids)]
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if "" in ids or len({str(known) for known in ids}) < len(ids):
+            with pytest.raises(UsageError, match=r"t\.jsonl:\d+: its 'id' is (empty|that of t\.jsonl:\d+)"):
+                prepared(folder, table, "{{ text }}", id_column="id")
+            assert not requests.exists()
+            return
+        play(folder / "t.run", prepared(folder, table, "{{ text }}", id_column="id"), echo)
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows[shift:] + rows[:shift]))
+        exported = export(folder / "t.run", folder / f"out.{kind}", join=table, id_column="id")
+        assert (exported.rows, exported.unmatched) == (len(rows), 0)
+        found = read(folder / f"out.{kind}")
+        assert [(row["text"], row["content"]) for row in found] == [(row["text"], row["text"]) for row in rows]
+        if kind == "jsonl":
+            assert [row["id"] for row in found] == ids
+
+
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),

@@ -50,6 +50,11 @@ def test_a_row_becomes_a_request(tmp_path: Path) -> None:
     }
 
 
+def test_a_prompt_may_be_asked_as_it_is() -> None:
+    """A question that is nothing but its prompt needs no Question."""
+    assert [content_of(row) for row in prepare(ROWS, "Sum up: {{ review }}")] == ["Sum up: good", "Sum up: bad"]
+
+
 def test_rows_without_ids_are_numbered(tmp_path: Path) -> None:
     """The number is the row's, whatever lines it takes in the file, so that a renamed or grown table keeps its ids."""
     (tmp_path / "t.csv").write_text('review\n"two\nlines"\nb\n')
