@@ -100,12 +100,13 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def run(
-    *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None, stdin: bytes = b"", dev_mode: bool = False
-) -> subprocess.CompletedProcess[str]:
+    *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None, stdin: bytes = b"", dev_mode: bool = False,
+    patience_s: float = PATIENCE_S,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """Run the command to its end."""
     done = subprocess.run(
         command(*arguments, dev_mode=dev_mode), cwd=cwd, env=environment(env), input=stdin, capture_output=True,
-        timeout=PATIENCE_S, check=False,
+        timeout=patience_s, check=False,
     )  # fmt: skip
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
