@@ -24,7 +24,7 @@ from batchrouter.answercheck import AnswerCheck
 from batchrouter.bounds import Budget, Deadline
 from batchrouter.errors import DiskError, UsageError
 from batchrouter.index import Index, disk_faults
-from batchrouter.intake import Shaping, Source, find_sources, keep_stdin
+from batchrouter.intake import Shaping, Source, find_sources
 from batchrouter.ledger import Ledger
 from batchrouter.pace import Learned, Pace
 from batchrouter.plan import Plan
@@ -36,13 +36,13 @@ from batchrouter.review import Review
 from batchrouter.rows import Twins
 from batchrouter.runner import Lane, Runner, disk_halt
 from batchrouter.settings import Model, Secret, Settings
+from batchrouter.standard_input import StandardInput
 from batchrouter.throttle import Note, Slots, Throttle
 from batchrouter.transport import Catalogue, Transport
 
 MOST_CONCURRENT: Final = 512
 _MOST_LANES: Final = 64
 _CATALOGUE_S: Final = 3.0
-STDIN_COPY: Final = "stdin.jsonl"
 
 
 class Stopped(Exception):  # noqa: N818  (it is what was asked for)
@@ -112,13 +112,18 @@ async def run_batch(
     observer, control = observer or Silence(), control or Control()
     directory = Path(directory)
     with Ledger.open(directory, redact=Redactor(key)) as ledger:
-        if "-" in inputs:
-            await asyncio.to_thread(keep_stdin, sys.stdin.buffer, directory / STDIN_COPY)
-        sources = find_sources(tuple(inputs), directory / STDIN_COPY)
+        stdin = StandardInput(directory)
         try:
+            if "-" in inputs:
+                await asyncio.to_thread(stdin.keep, sys.stdin.buffer, control.check)
+            sources = find_sources(tuple(inputs), stdin.copy)
             plan = await asyncio.to_thread(_plan, sources, settings, ledger, control.check)
         except Stopped:
             return Summary(str(directory), Tally(), time.monotonic() - began, control.halt)
+        except UsageError:
+            stdin.put_back()
+            raise
+        stdin.settle()
         observer.planned(plan.total, plan.pending)
         tally = Tally(rows=plan.total, answered_before=plan.answered, failed_before=plan.failed, state="running")
         halt = None
@@ -127,6 +132,8 @@ async def run_batch(
             with disk_faults(ledger.directory), contextlib.closing(_Books(ledger, plan.rows.twins())) as books:
                 _record_refusals(plan, ledger, tally)
                 tally.answered += books.serve_twins()
+                ledger.checkpoint()()  # whoever has an end by now is not asked
+                ledger.sync_names()
                 if tally.pending:
                     halt = await _ask(plan, settings, key, ledger, books, tally, observer, control, seed)
         except DiskError as error:
@@ -157,11 +164,10 @@ class _Books:
         if self._twins is None:
             return 0
         count = 0
-        for twin, at in self._twins.unserved():
-            reply = self._ledger.answer_at(at)
-            count += self._ledger.record(
-                Outcome(twin, reply, None, 0, Usage(), truncated=False, model=twin.model, endpoint="")
-            )
+        for twin, places in self._twins.unserved():
+            answers = (self._ledger.answer_for(twin, at) for at in places)
+            answer = next(filter(None, answers), None)
+            count += self._ledger.record(answer) if answer else 0
         return count
 
     def close(self) -> None:
@@ -196,7 +202,9 @@ def _plan(sources: Sequence[Source], settings: Settings, ledger: Ledger, check: 
 
 
 def _about(sources: Sequence[Source], settings: Settings) -> dict[str, Any]:
-    inputs = [{"label": source.label, "path": str(source.path), **source.fingerprint()} for source in sources]
+    inputs = [
+        {"label": source.label, "path": str(source.path.absolute()), **source.fingerprint()} for source in sources
+    ]
     models = {name: asdict(model) for name, model in settings.models.items()}
     return {"version": __version__, "inputs": inputs, "settings": settings.shown(), "models": models}
 
@@ -206,8 +214,6 @@ def _record_refusals(plan: Plan, ledger: Ledger, tally: Tally) -> None:
     for refusal in plan.rows.refusals():
         ledger.record(planning.refused_outcome(refusal))
         tally.add_failure(refusal.code, refusal.message)
-    ledger.checkpoint()()
-    ledger.sync_names()
 
 
 async def _ask(

@@ -43,6 +43,13 @@ CREATE TABLE row(
   kind INTEGER NOT NULL, model INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0, at INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+_DROP_CHANGED: Final = (
+    "DELETE FROM logged WHERE EXISTS (SELECT 1 FROM row r WHERE r.key = logged.key AND r.digest <> logged.digest)"
+)
+_UNIQUE_PENDING: Final = (
+    "SELECT digest FROM row WHERE n < ?1 AND state = 0 AND kind = 0"
+    " EXCEPT SELECT digest FROM row WHERE state = 1 AND kind = 0"
+)
 _VALUES: Final = "(?,?,?,?,?,?,?,?,?,0,0)"
 _CACHE: Final = "PRAGMA cache_size=-8192"  # KiB
 
@@ -253,22 +260,25 @@ class Index:
             return self._planned(where, after, below, most)
 
     def index_bodies(self) -> None:
-        """Make `leader`, `twins` and `answered_twins` quick."""
+        """Make `leader`, `twins`, `answered_twins` and `answers_to` quick."""
         self._connection.execute("CREATE INDEX IF NOT EXISTS row_digest ON row(digest)")
 
     def twins(self, digest: bytes, n: int, below: int) -> list[Planned]:
         """The pending requests with a body like that of row `n`, other than it."""
         return self._planned("digest = ? AND n <> ? AND n < ? AND state = 0 AND kind = 0 ORDER BY n", digest, n, below)
 
-    def answered_twins(self, below: int) -> Iterator[tuple[Planned, int]]:
-        """Pending requests with the body of an answered row, each with the place of that answer in the log."""
+    def answered_twins(self, below: int) -> Iterator[Planned]:
+        """Pending requests with the body of an answered row."""
         query = (
-            f"SELECT {_PLANNED_OF_R}, min(t.at) FROM row r"  # noqa: S608  (as above)
-            " JOIN row t ON t.digest = r.digest AND t.state = 1 AND t.kind = 0"
-            " WHERE r.state = 0 AND r.kind = 0 AND r.n < ? GROUP BY r.n ORDER BY r.n"
+            f"SELECT {_PLANNED_OF_R} FROM row r WHERE r.state = 0 AND r.kind = 0 AND r.n < ? AND EXISTS"  # noqa: S608  (as above)
+            " (SELECT 1 FROM row t WHERE t.digest = r.digest AND t.state = 1 AND t.kind = 0) ORDER BY r.n"
         )
-        for found in self._connection.execute(query, (below,)):
-            yield Planned(*found[:9]), found[9]
+        return map(Planned._make, self._connection.execute(query, (below,)))
+
+    def answers_to(self, digest: bytes) -> Iterator[int]:
+        """Where answered rows with this body have their answers (those of kept rows are answers to another body)."""
+        query = "SELECT at FROM row WHERE digest = ? AND state = 1 AND kind = 0 ORDER BY at"
+        return (at for (at,) in self._connection.execute(query, (digest,)))
 
     def models(self, below: int) -> dict[str, int]:
         """Model -> pending requests, among the first `below` rows, the most frequent first."""
@@ -282,9 +292,9 @@ class Index:
         return {names[number]: count for number, count in found if count}
 
     def bodies_twice(self, below: int) -> int:
-        """How many pending requests have the body of an earlier pending one."""
-        query = "SELECT count(*) - count(DISTINCT digest) FROM row WHERE n < ? AND state = 0 AND kind = 0"
-        return int(self._one(query, below))
+        """How many pending requests have the body of an answered row, or of an earlier pending one."""
+        pending = self._one("SELECT count(*) FROM row WHERE n < ? AND state = 0 AND kind = 0", below)
+        return int(pending - self._one(f"SELECT count(*) FROM ({_UNIQUE_PENDING})", below))  # noqa: S608  (as above)
 
     def counts(self, below: int) -> dict[tuple[int, int], int]:
         """(kind, state) -> rows, among the first `below`."""
@@ -321,10 +331,11 @@ class Index:
 
     def drop_changed(self) -> None:
         """Leave out what was loaded of rows asked before with another body: they are pending."""
-        self._connection.execute(
-            "DELETE FROM logged WHERE EXISTS"
-            " (SELECT 1 FROM row r WHERE r.key = logged.key AND r.digest <> logged.digest)"
-        )
+        self._connection.execute(_DROP_CHANGED)
+
+    def drop_mended(self) -> None:
+        """Leave out what was loaded of rows that could not be asked, and are other ones by now: they are pending."""
+        self._connection.execute(f"{_DROP_CHANGED} AND refused")
 
     def twice(self) -> list[str]:
         """Places of rows that stand in the log more than once."""

@@ -7,22 +7,18 @@ a null in the body's place, and the body must parse by itself); every line that 
 
 from __future__ import annotations
 
-import filecmp
-import gzip
 import hashlib
-import io
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, cast
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import orjson
 
 from batchrouter import jsontext
-from batchrouter.errors import DiskError, UsageError
+from batchrouter.compressed import decompressed
+from batchrouter.errors import UsageError
 from batchrouter.jsonl import LONGEST_LINE_BYTES, Line
 from batchrouter.records import Identity, Refusal, Request
 
@@ -32,6 +28,7 @@ PATHS: Final = {
     for path in ("/chat/completions", "/completions", "/embeddings", "/responses")
     for prefix in ("", "/v1")
 }
+_CHAT: Final = "/chat/completions"
 _NEEDED: Final = {"/completions": "prompt", "/embeddings": "input", "/responses": "input"}
 
 _BOM: Final = b"\xef\xbb\xbf"
@@ -93,12 +90,16 @@ class Reading(NamedTuple):
     envelope: dict[str, Any]
 
 
-def identify(custom_id: str, body: bytes) -> Identity:
-    """A row's identity: 96-bit BLAKE2b of its id and of its body as it is sent."""
-    return Identity(
-        hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=12).digest(),
-        hashlib.blake2b(body, digest_size=12).digest(),
-    )
+def identify(custom_id: str, body: bytes, path: str = _CHAT) -> Identity:
+    """A row's identity: 96-bit BLAKE2b of its id and of its body as it is sent, and where to, if it is no chat."""
+    if path != _CHAT:
+        body = path.encode() + body
+    return Identity(key_of(custom_id), hashlib.blake2b(body, digest_size=12).digest())
+
+
+def key_of(custom_id: str) -> bytes:
+    """The key of a row by its id."""
+    return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
 def key_of_duplicate(key: bytes, file: str, line: int) -> bytes:
@@ -121,7 +122,7 @@ def read_row(line: Line, n: int, file: str, shaping: Shaping) -> Request | Refus
     if fields is not envelope and not envelope.keys() <= _ENVELOPE_KEYS:
         whole = jsontext.loads(raw or b"")  # again, exactly: the quick way may have rounded large integers
         extra = {key: value for key, value in whole.items() if key not in _ENVELOPE_KEYS}
-    identity = identify(custom_id, body)
+    identity = identify(custom_id, body, path)
     allowed = answer_budget(fields)
     tokens = estimate_tokens(sent, allowed)
     return Request(n, custom_id, file, line.number, identity, path, sent, model, streamed, tokens, allowed, extra)
@@ -136,7 +137,7 @@ def read_identity(line: Line, file: str, shaping: Shaping) -> tuple[Identity, st
         reading = _read(raw, file, line.number, shaping)
     except Invalid as error:
         return identify(error.custom_id or f"{file}:{line.number}", raw or b""), ""
-    return identify(reading.custom_id, reading.body), reading.model
+    return identify(reading.custom_id, reading.body, reading.path), reading.model
 
 
 def _content(raw: bytes | None) -> bytes | None:
@@ -215,7 +216,7 @@ def _split_slowly(raw: bytes) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
 
 def _path(envelope: Mapping[str, Any]) -> str:
     if "body" not in envelope:
-        return "/chat/completions"
+        return _CHAT
     method = envelope.get("method", "POST")
     if method != "POST":
         raise Invalid(f"method is {method!r}, not POST"[:200])
@@ -303,17 +304,9 @@ class Source:
     def open(self) -> BinaryIO:
         """The file's lines, decompressed (by content, not by name); raises UsageError where that cannot be."""
         try:
-            file = self.path.open("rb", buffering=2**20)
-            head = file.read(4)
-            file.seek(0)
+            return decompressed(self.path.open("rb", buffering=2**20), self.path)
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror}") from None
-        if head.startswith(b"\x1f\x8b"):
-            file.close()
-            return cast("BinaryIO", io.BufferedReader(gzip.GzipFile(self.path), 2**20))
-        if head == b"\x28\xb5\x2f\xfd":
-            return _open_zstd(file)
-        return file
 
     def fingerprint(self) -> dict[str, int]:
         """What tells, without reading it, that the file is the one that was read before; raises UsageError."""
@@ -327,35 +320,6 @@ class Source:
             "changed_ns": stat.st_ctime_ns,
             "inode": stat.st_ino,
         }
-
-
-def _open_zstd(file: BinaryIO) -> BinaryIO:
-    try:
-        import zstandard  # noqa: PLC0415  (an extra)
-    except ImportError:
-        file.close()
-        raise UsageError(".zst input needs an extra: pip install 'batchrouter[zstd]'") from None
-    reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=True)
-    return cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", reader), 2**20))
-
-
-def keep_stdin(stream: BinaryIO, copy: Path) -> None:
-    """Keep standard input at `copy`, so that the run can resume; an empty one leaves what was kept before.
-
-    Raises DiskError.
-    """
-    fresh = copy.with_name(copy.name + ".tmp")
-    try:
-        with fresh.open("wb") as file:
-            shutil.copyfileobj(stream, file, 2**20)
-            file.flush()
-            os.fsync(file.fileno())
-        if copy.exists() and (not fresh.stat().st_size or filecmp.cmp(fresh, copy, shallow=False)):
-            fresh.unlink()
-        else:
-            fresh.replace(copy)
-    except OSError as error:
-        raise DiskError(f"{copy}: {error.strerror}") from None
 
 
 def find_sources(inputs: tuple[str, ...], stdin_copy: Path) -> tuple[Source, ...]:
@@ -376,6 +340,8 @@ def find_sources(inputs: tuple[str, ...], stdin_copy: Path) -> tuple[Source, ...
             raise UsageError(f"{path}: there is no such file")
         if path.is_dir():
             raise UsageError(f"{path} is a folder; name its files, as in {path}/*.jsonl")
+        if path.is_fifo():
+            raise UsageError(f"{path} is a pipe, and can be read only once; give it on standard input, as -")
     if len({path.resolve() for path in paths}) != len(paths):
         raise UsageError("the same input is named twice")
     return tuple(Source(label, path) for label, path in zip(_labels(paths, stdin_copy), paths, strict=True))

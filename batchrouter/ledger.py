@@ -23,7 +23,7 @@ import orjson
 from batchrouter import jsontext
 from batchrouter.errors import BusyError, DiskError
 from batchrouter.history import Damaged, Entry, is_of_class, read_entry, tail_digest
-from batchrouter.index import ANSWERED, FAILED, LOG_OF, Index, Logged, Unusable
+from batchrouter.index import ANSWERED, FAILED, LOG_OF, PENDING, Index, Logged, Unusable
 from batchrouter.jsonl import (
     Appender,
     end_of_last_line,
@@ -32,7 +32,7 @@ from batchrouter.jsonl import (
     replace_file,
     sync_directory,
 )
-from batchrouter.records import Outcome, Refusal, Reply
+from batchrouter.records import Outcome, Refusal, Reply, Request, Usage
 from batchrouter.removal import finish_interrupted, take_out
 from batchrouter.settings import Model
 from batchrouter.usage import Totals
@@ -143,7 +143,7 @@ class Ledger:
     def _add_superseded(self) -> None:
         path = self.directory / "superseded.jsonl"
         if path.exists():
-            for entry in self._entries(path, FAILED, 0, []):
+            for entry in self._entries(path, PENDING, 0, []):
                 self.totals.of(entry.model).add(entry.usage, entry.attempts)
 
     def set_damage_aside(self) -> bool:
@@ -207,12 +207,16 @@ class Ledger:
         self.totals.count(outcome.model, outcome.usage, outcome.attempts, answered=state == ANSWERED)
         return 1
 
-    def answer_at(self, at: int) -> Reply:
-        """The answer that stands at byte `at` of results.jsonl."""
+    def answer_for(self, twin: Request, at: int) -> Outcome | None:
+        """The answer at byte `at` of results.jsonl as that of `twin`, at no cost; None if it is one to another body."""
         with self.results.path.open("rb") as file:
             file.seek(at)
-            response = jsontext.loads(file.readline())["response"]
-        return Reply(response["status_code"], {"x-request-id": response["request_id"]}, response["body"], 0.0)
+            row = jsontext.loads(file.readline())
+        if not row["id"].endswith(twin.identity.digest.hex()):
+            return None
+        about, response = row["batchrouter"], row["response"]
+        reply = Reply(response["status_code"], {"x-request-id": response["request_id"]}, response["body"], 0.0)
+        return Outcome(twin, reply, None, 0, Usage(), about["truncated"], twin.model, about["endpoint"])
 
     def _row(self, outcome: Outcome) -> dict[str, Any]:
         request, reply = outcome.request, outcome.reply

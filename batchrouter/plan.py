@@ -101,23 +101,19 @@ def make(
     with another body (and `changed` is `refuse`), and DiskError.
     """
     index, known = lay(sources, shaping, ledger, check)
-    outdated = _outdated(index, sources, changed)
-    if outdated:
-        for name in outdated:
-            ledger.take_out(name, sorted(outdated[name]))
+    total = index.meta()["rows"]
+    below = total if limit is None else min(limit, total)
+    leaving = {name: set(starts) for name, starts in ledger.starts_of(retry)} if retry else {}
+    _add_outdated(leaving, index, sources, changed, below)
+    if sum(ledger.take_out(name, sorted(starts)) for name, starts in leaving.items() if starts):
         known = _load_anew(index, ledger)
-    if retry:
-        taken = sum(ledger.take_out(name, starts) for name, starts in list(ledger.starts_of(retry)) if starts)
-        if taken:
-            known = _load_anew(index, ledger)
     removed = known + sum(1 for _ in index.strangers())
     kept = any(True for _ in index.changed())  # their rows are to be looked at again at every start
     index.settle({"marks": ledger.marks(), "totals": ledger.totals.dump(), "removed": removed, "kept": kept})
     ledger.follow_with(index)
     if dedupe:
         index.index_bodies()
-    total = index.meta()["rows"]
-    rows = Rows(index, sources, shaping, below=total if limit is None else min(limit, total), dedupe=dedupe)
+    rows = Rows(index, sources, shaping, below=below, dedupe=dedupe)
     return _counted(index, rows, removed)
 
 
@@ -140,32 +136,35 @@ def _load_anew(index: Index, ledger: Log) -> int:
     return 0
 
 
-def _outdated(index: Index, sources: Sequence[Source], changed: Changed) -> dict[str, list[int]]:
-    """Log name -> starts of lines that speak of rows as they no longer are, and are to be taken out.
+def _add_outdated(
+    leaving: dict[str, set[int]], index: Index, sources: Sequence[Source], changed: Changed, below: int
+) -> None:
+    """Add to `leaving` (log name -> starts of lines to be taken out) those that speak of rows as they no longer are.
 
     A row that was refused and has been mended since cost nothing: it is simply asked. One that was asked with another
-    body is the user's to decide; raises UsageError for `refuse`.
+    body, and is not to be asked again anyway, is the user's to decide; raises UsageError for `refuse`.
     """
-    outdated: dict[str, list[int]] = {}
     places: list[str] = []
     count = 0
     for row, logged in index.changed():
-        if logged.refused or changed == "rerun":
-            outdated.setdefault(LOG_OF[logged.state], []).append(logged.at)
+        lines = leaving.setdefault(LOG_OF[logged.state], set())
+        if logged.refused or (changed == "rerun" and row.n < below):
+            lines.add(logged.at)
+        elif row.n >= below or logged.at in lines:
+            continue
         elif changed == "refuse":
             count += 1
             if len(places) < _SHOWN:
                 places.append(f"{sources[row.file].label}:{row.line}")
     for logged in index.strangers():
         if logged.refused:
-            outdated.setdefault(LOG_OF[logged.state], []).append(logged.at)
+            leaving.setdefault(LOG_OF[logged.state], set()).add(logged.at)
     if places:
         shown = ", ".join(places) + (" …" if count > len(places) else "")
         raise UsageError(
             f"{count} rows were asked before with another body: {shown}\n"
             "ask them again with --changed rerun, keep the old answers with --changed keep, or use another -o DIR"
         )
-    return outdated
 
 
 def _counted(index: Index, rows: Rows, removed: int) -> Plan:

@@ -1,28 +1,32 @@
-"""What `run` would do, and what it would take: the plan alone, nothing sent, nothing in the log touched.
+"""What `run` would do, and what it would take: the plan alone, nothing sent, nothing written.
 
-Rules of this file: what a row costs is known from the rows of its model that were answered already; before the first
-one it is estimated. The worst is reckoned as `--max-cost` reserves it.
+Rules of this file: the run directory is read and no more, so that a run may be at work in it; its index is used as a
+copy, and only where it is that of these inputs and this log. What a row costs is known from the rows of its model that
+were answered already; before the first one it is estimated. The worst is reckoned as `--max-cost` reserves it.
 """
 
 from __future__ import annotations
 
+import filecmp
+import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from batchrouter.history import Damaged, is_of_class, read_entry
-from batchrouter.index import ANSWERED, LOG_OF, Index, Logged, Unusable
+from batchrouter.history import Damaged, is_of_class, read_entry, tail_digest
+from batchrouter.index import ANSWERED, LOG_OF, Index, Logged, Unusable, disk_faults
 from batchrouter.intake import Shaping, Source, find_sources
 from batchrouter.jsonl import read_lines
-from batchrouter.ledger import Ledger
-from batchrouter.plan import build_index, lay
+from batchrouter.plan import build_index
 from batchrouter.records import Request
 from batchrouter.rows import Rows
 from batchrouter.settings import Model, Settings
+from batchrouter.standard_input import StandardInput
 from batchrouter.usage import Total, Totals
 
 _ALL: Final = 2**62
@@ -81,19 +85,16 @@ class _Laid(NamedTuple):
 
 
 def preview(inputs: Sequence[str], directory: Path, settings: Settings) -> Preview:
-    """Plan a run of `inputs` into `directory` (which need not exist); raises UsageError, BusyError, DiskError."""
-    sources = find_sources(tuple(inputs), directory / "stdin.jsonl")
-    if settings.retry or settings.changed == "rerun":
-        return preview_apart(sources, directory, settings)
-    with _ledger(directory) as ledger:
-        index, known = lay(sources, _shaping(settings), ledger)
-        with closing(index):
-            changed, removed, is_open = _judged(index)
-            removed += known
-            meta = {"marks": ledger.marks(), "totals": ledger.totals.dump(), "removed": removed, "kept": is_open}
-            index.settle(meta)
-            laid = _Laid(index, ledger.totals, _learned(index), changed, changed.total(), removed)
-            return _counted(laid, sources, settings, _LIKELY_ANSWER_TOKENS)
+    """Plan a run of `inputs` into `directory` (which need not exist); raises UsageError, DiskError."""
+    kept = StandardInput(directory).copy
+    with tempfile.TemporaryDirectory(prefix="batchrouter-") as folder:
+        if "-" in inputs:
+            stdin = StandardInput(Path(folder))
+            stdin.keep(sys.stdin.buffer)
+            given = stdin.copy
+            if not kept.exists() or (given.stat().st_size and not filecmp.cmp(given, kept, shallow=False)):
+                kept = given
+        return preview_apart(find_sources(tuple(inputs), kept), directory, settings)
 
 
 def preview_apart(
@@ -103,52 +104,90 @@ def preview_apart(
     *,
     likely_answer_tokens: int = _LIKELY_ANSWER_TOKENS,
 ) -> Preview:
-    """Plan a run of `sources` into `directory` by reading alone: nothing in it is written, a run may be at work in it,
-    and rows that `--retry` or `--changed rerun` takes up count among those to be asked. Raises UsageError, DiskError.
+    """Plan a run of `sources` into `directory`, which need not exist; rows that `--retry` or `--changed rerun` takes up
+    count among those to be asked. Raises UsageError, DiskError.
     """
-    totals = Totals()
     with (
         tempfile.TemporaryDirectory(prefix="batchrouter-") as folder,
-        closing(build_index(Path(folder) / "rows.sqlite", sources, _shaping(settings))) as index,
+        disk_faults(Path(folder)),
+        closing(_index_of(Path(folder) / _INDEX, sources, directory, settings)) as index,
     ):
-        index.load(_logged(directory, totals, settings.retry))
-        changed, removed, _ = _judged(index)
+        meta = index.meta()
+        marks = meta["marks"]
+        totals = Totals() if marks is None else Totals.load(meta["totals"])
+        index.load(_logged(directory, totals, settings.retry, marks))
+        changed, removed = _judged(index)
         count = changed.total()
         if settings.changed == "rerun":
             index.drop_changed()
             changed.clear()
         index.settle({})
-        laid = _Laid(index, totals, _learned_in(directory), changed, count, removed)
+        if settings.dedupe:
+            index.index_bodies()
+        removed += 0 if marks is None else meta["removed"]
+        laid = _Laid(index, totals, meta.get("learned", {}), changed, count, removed)
         return _counted(laid, sources, settings, likely_answer_tokens)
 
 
-def _judged(index: Index) -> tuple[Counter[int], int, bool]:
-    """Changed rows by the state of their old answers, removed rows, and whether the next start has lines to take out or
-    to refuse: then it must look at all of them again.
+def _index_of(path: Path, sources: Sequence[Source], directory: Path, settings: Settings) -> Index:
+    """An index of `sources` at `path`, as a copy of the one in `directory` if that will do. Its marks are null unless
+    it knows the log up to them.
     """
-    changed = Counter[int]()
-    removed, is_open = 0, False
-    for _, logged in index.changed():
-        changed[logged.state] += not logged.refused
-        is_open = True
-    for logged in index.strangers():
-        removed += not logged.refused
-        is_open |= logged.refused
-    return changed, removed, is_open
+    shaping = Shaping(settings.model, settings.override_model, settings.set, settings.stream)
+    fingerprints = [[source.label, *source.fingerprint().values()] for source in sources]
+    learned: Any = {}
+    try:
+        for suffix in ("", "-wal"):
+            with suppress(FileNotFoundError):
+                shutil.copyfile(f"{directory / _INDEX}{suffix}", f"{path}{suffix}")
+        index = Index.open(path)
+        try:
+            meta = index.meta()
+            learned = meta.get("learned", learned)
+            if meta["inputs"] == fingerprints and meta["shaping"] == shaping.fingerprint():
+                takes_up = settings.retry or settings.changed == "rerun" or meta["kept"]
+                if takes_up or not _fits(directory, meta["marks"]):
+                    index.forget()
+                return index
+        except BaseException:
+            index.close()
+            raise
+        index.close()
+    except (Unusable, KeyError, TypeError, ValueError):
+        pass
+    index = build_index(path, sources, shaping)
+    index.put_meta({"marks": None, "learned": learned})
+    return index
 
 
-def _shaping(settings: Settings) -> Shaping:
-    return Shaping(settings.model, settings.override_model, settings.set, settings.stream)
+def _fits(directory: Path, marks: Mapping[str, Any]) -> bool:
+    """Whether `marks` account for a beginning of the logs in `directory`."""
+    for name in LOG_OF.values():
+        path = directory / name
+        size, tail = marks[path.stem]
+        if not path.exists() or path.stat().st_size < size or tail_digest(path, size) != tail:
+            return False
+    return True
 
 
-def _logged(directory: Path, totals: Totals, retry: Sequence[str]) -> Iterator[Logged]:
-    """The lines of the log that stand: neither torn nor damaged, nor of a class that is to be asked again."""
+def _judged(index: Index) -> tuple[Counter[int], int]:
+    """Changed rows by the state of their old answers, and removed rows. A line of a row that was refused and is another
+    one by now says nothing: the row is asked, or refused anew.
+    """
+    changed = Counter(logged.state for _, logged in index.changed() if not logged.refused)
+    removed = sum(1 for logged in index.strangers() if not logged.refused)
+    index.drop_mended()
+    return changed, removed
+
+
+def _logged(directory: Path, totals: Totals, retry: Sequence[str], marks: Mapping[str, Any] | None) -> Iterator[Logged]:
+    """The lines of the log past the marks that stand: neither torn nor damaged, nor of a class to be asked again."""
     for state, name in LOG_OF.items():
         path = directory / name
         if not path.exists():
             continue
         with path.open("rb") as file:
-            for line in read_lines(file):
+            for line in read_lines(file, start=marks[path.stem][0] if marks else 0):
                 if line.raw is None or line.length == len(line.raw):
                     continue
                 try:
@@ -167,7 +206,10 @@ def _counted(laid: _Laid, sources: Sequence[Source], settings: Settings, likely_
     counts = index.counts(below)
     models = index.models(below)
     equal = index.bodies_twice(below)
-    requests = Rows(index, sources, _shaping(settings), below=below).requests()
+    shaping = Shaping(settings.model, settings.override_model, settings.set, settings.stream)
+    requests = Rows(index, sources, shaping, below=below, dedupe=settings.dedupe).requests()
+    if settings.dedupe:
+        requests = (request for request in requests if not any(True for _ in index.answers_to(request.identity.digest)))
     shares = _expected(requests, settings, likely_answer_tokens)
     for model, share in shares.items():
         _learn_from(laid.totals.by_model.get(model), share, settings.models.get(model, _FREE))
@@ -186,37 +228,8 @@ def _counted(laid: _Laid, sources: Sequence[Source], settings: Settings, likely_
         cost=sum(share.worst_cost for share in shares.values()) if has_prices else None,
         likely_cost=sum(share.likely_cost for share in shares.values()) if has_prices else None,
         requests_by_model=models,
-        duration_s=_duration_s(shares, settings, laid.learned, equal if settings.dedupe else 0),
+        duration_s=_duration_s(shares, settings, laid.learned),
     )
-
-
-@contextmanager
-def _ledger(directory: Path) -> Iterator[Ledger]:
-    """The directory's ledger, or one in a temporary folder where there is no directory yet."""
-    if directory.exists():
-        with Ledger.open(directory, redact=bytes) as ledger:
-            yield ledger
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="batchrouter-") as folder,
-        Ledger.open(Path(folder), redact=bytes) as ledger,
-    ):
-        yield ledger
-
-
-def _learned(index: Index) -> dict[str, Any]:
-    found = index.meta().get("learned", {})
-    return found if type(found) is dict else {}
-
-
-def _learned_in(directory: Path) -> dict[str, Any]:
-    """What earlier starts have learned of limits, by model; nothing where there is no index to tell."""
-    path = directory / _INDEX
-    try:
-        with closing(Index.view(path)) as index:
-            return _learned(index)
-    except Unusable:
-        return {}
 
 
 def _expected(requests: Iterator[Request], settings: Settings, likely_answer_tokens: int) -> dict[str, _Share]:
@@ -248,12 +261,10 @@ def _learn_from(before: Total | None, share: _Share, price: Model) -> None:
     share.likely_cost = price.cost(before.prompt_tokens, before.cached_tokens, before.completion_tokens) * a_row
 
 
-def _duration_s(
-    shares: Mapping[str, _Share], settings: Settings, learned: Mapping[str, Any], twins: int
-) -> float | None:
+def _duration_s(shares: Mapping[str, _Share], settings: Settings, learned: Mapping[str, Any]) -> float | None:
     """How long it takes at least: limits that are given hold for all rows together, those learned for a model's."""
     if settings.rpm is not None or settings.tpm is not None:
-        requests = sum(share.requests for share in shares.values()) - twins
+        requests = sum(share.requests for share in shares.values())
         tokens = sum(share.tokens for share in shares.values())
         return max(60 * amount / limit for amount, limit in ((requests, settings.rpm), (tokens, settings.tpm)) if limit)
     bounds = [

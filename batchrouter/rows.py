@@ -6,6 +6,7 @@ that compressed files are read once, forward.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final
 
@@ -89,12 +90,12 @@ class Twins:
             if isinstance(read, Request) and read.path == request.path:
                 yield read
 
-    def unserved(self) -> Iterator[tuple[Request, int]]:
-        """Pending rows whose body another row has an answer to, with where that stands in results.jsonl."""
-        for row, at in self._index.answered_twins(self._below):
+    def unserved(self) -> Iterator[tuple[Request, Iterator[int]]]:
+        """Pending rows whose body other rows have answers to, with where those stand in results.jsonl."""
+        for row in self._index.answered_twins(self._below):
             read = self._reader.read(row)
             if isinstance(read, Request):
-                yield read, at
+                yield read, self._index.answers_to(row.digest)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -114,11 +115,14 @@ class Reader:
     def read(self, row: Planned) -> Request | Refusal:
         """The row itself; raises UsageError when its line is no longer the one that was planned."""
         source = self._sources[row.file]
-        if self._file is None or row.file != self._number:
-            self.close()
-            self._file, self._number = source.open(), row.file
-        self._file.seek(row.start)
-        raw = self._file.read(row.length) if row.length <= LONGEST_LINE_BYTES else None
+        try:
+            if self._file is None or row.file != self._number:
+                self.close()
+                self._file, self._number = source.open(), row.file
+            self._file.seek(row.start)
+            raw = self._file.read(row.length) if row.length <= LONGEST_LINE_BYTES else None
+        except (EOFError, zlib.error, OSError) as error:
+            raise UsageError(f"{source.path} cannot be read on: {error}; start it again to plan anew") from None
         line = Line(row.line, row.start, raw.removesuffix(b"\n") if raw is not None else None, row.length)
         read = read_row(line, row.n, source.label, self._shaping)
         if read is None or not _is_planned(read, row):
