@@ -16,15 +16,17 @@ from typing import Any, Final
 import orjson
 
 from batchrouter.errors import UsageError
-from batchrouter.history import Damaged, read_entry
-from batchrouter.index import ANSWERED, LOG_OF, Index, Logged
-from batchrouter.intake import Shaping, Source, identify, key_of_duplicate
-from batchrouter.jsonl import read_lines
+from batchrouter.history import Damaged, Entry, read_entry
+from batchrouter.index import ANSWERED, LOG_OF, PENDING, Index, Logged, disk_faults, remove
+from batchrouter.intake import Shaping, Source
+from batchrouter.jsonl import Line, read_lines
 from batchrouter.ledger import Ledger
 from batchrouter.plan import build_index, make
+from batchrouter.removal import take_out
 from batchrouter.settings import Model
 from batchrouter.usage import Totals
 
+SUPERSEDED: Final = "superseded.jsonl"
 _SHOWN: Final = 20
 
 
@@ -60,9 +62,14 @@ def read_about(directory: Path) -> dict[str, Any]:
     return dict(about)
 
 
-def sources_of(about: Mapping[str, Any]) -> list[Source]:
-    """The inputs that run.json names."""
-    return [Source(item["label"], Path(item["path"])) for item in about["inputs"]]
+def sources_of(about: Mapping[str, Any], directory: Path) -> list[Source]:
+    """The inputs that run.json names, where they are now: at that place, or beside the run directory, or in it."""
+    sources = []
+    for item in about["inputs"]:
+        path = Path(item["path"])
+        places = (path, directory.parent / path, directory.parent / path.name, directory / path.name)
+        sources.append(Source(item["label"], next((place for place in places if place.exists()), path)))
+    return sources
 
 
 def shaping_of(about: Mapping[str, Any]) -> Shaping:
@@ -80,7 +87,7 @@ def prices_of(about: Mapping[str, Any]) -> dict[str, Model]:
 def audit(directory: Path) -> Audit:
     """Check the files of a run directory against its inputs and each other; raises UsageError."""
     about = read_about(directory)
-    sources = sources_of(about)
+    sources = sources_of(about, directory)
     found = Audit()
     _check_inputs(about, sources, found)
     totals = Totals()
@@ -88,7 +95,7 @@ def audit(directory: Path) -> Audit:
         index = build_index(Path(folder) / "audit.sqlite", sources, shaping_of(about))
         try:
             index.load(_entries(directory, totals, found))
-            _lay(index, sources, found)
+            _lay(index, sources, found, keeps=about["settings"].get("changed") == "keep")
         finally:
             index.close()
     _check_usage(directory, totals, prices_of(about), found)
@@ -118,38 +125,37 @@ def _entries(directory: Path, totals: Totals, found: Audit) -> Iterator[Logged]:
                 except Damaged as error:
                     found.add(f"{path}:{line.number}: damaged ({error}); --repair sets it aside")
                     continue
-                if not _is_named_rightly(entry.row, entry.logged):
-                    found.add(f"{path}:{line.number}: its id does not belong to its custom_id")
-                if (state == ANSWERED) != _is_answer(entry.row):
-                    found.add(f"{path}:{line.number}: it stands in the wrong file")
                 totals.count(entry.model, entry.usage, entry.attempts, answered=state == ANSWERED)
                 yield entry.logged
-    path = directory / "superseded.jsonl"
-    if path.exists():
-        with path.open("rb") as file:
-            for line in read_lines(file):
-                try:
-                    entry = read_entry(line.raw, line.start, ANSWERED)
-                except Damaged as error:
-                    found.add(f"{path}:{line.number}: damaged ({error})")
-                    continue
-                totals.of(entry.model).add(entry.usage, entry.attempts)
+    path = directory / SUPERSEDED
+    for line, read in _superseded(path):
+        if isinstance(read, Damaged):
+            found.add(f"{path}:{line.number}: damaged ({read}); --repair sets it aside")
+        else:
+            totals.of(read.model).add(read.usage, read.attempts)
 
 
-def _is_named_rightly(row: Mapping[str, Any], logged: Logged) -> bool:
-    key = identify(row["custom_id"], b"").key
-    if row["error"] is not None and row["error"]["code"] == "duplicate_custom_id":
-        key = key_of_duplicate(key, row["batchrouter"]["file"], row["batchrouter"]["line"])
-    return key == logged.key
+def _superseded(path: Path) -> Iterator[tuple[Line, Entry | Damaged]]:
+    """The lines of superseded.jsonl, with what each says or what is wrong with it."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in read_lines(file):
+            try:
+                yield line, read_entry(line.raw, line.start, PENDING)
+            except Damaged as error:
+                yield line, error
 
 
-def _is_answer(row: Mapping[str, Any]) -> bool:
-    return row["error"] is None and row["response"] is not None and row["response"]["status_code"] == 200
-
-
-def _lay(index: Index, sources: Sequence[Source], found: Audit) -> None:
-    for row, _ in index.changed():
+def _lay(index: Index, sources: Sequence[Source], found: Audit, *, keeps: bool) -> None:
+    kept = 0
+    for row, logged in index.changed():
+        if keeps and not logged.refused:
+            kept += 1
+            continue
         found.add(f"{sources[row.file].label}:{row.line}: its answer is to another body; run again with --changed")
+    if kept:
+        found.notes.append(f"{kept:,} rows keep their answers to other bodies, by --changed keep")
     for place in index.twice():
         found.add(f"{place}: it stands in the log more than once; --repair keeps the first")
     found.removed = sum(1 for _ in index.strangers())
@@ -190,8 +196,10 @@ def repair(directory: Path) -> list[str]:
     done. Raises UsageError, BusyError, DiskError.
     """
     about = read_about(directory)
-    sources, shaping = sources_of(about), shaping_of(about)
-    with Ledger.open(directory, redact=lambda content: content) as ledger:
+    sources, shaping = sources_of(about, directory), shaping_of(about)
+    with Ledger.open(directory, redact=lambda content: content) as ledger, disk_faults(directory):
+        remove(directory / "checkpoint.sqlite")  # whatever it says, it will say what the log says
+        _mend_superseded(directory / SUPERSEDED, ledger.notes)
         plan = make(sources, shaping, ledger, changed="keep")
         repeats = plan.index.repeats(ledger.replay(None))
         for name, starts in repeats.items():
@@ -200,7 +208,15 @@ def repair(directory: Path) -> list[str]:
         if repeats:
             plan.index.close()
             plan = make(sources, shaping, ledger, changed="keep")
+        plan.index.close()
         ledger.note("repair", done=len(ledger.notes))
         ledger.note("stop", reason="repaired")
         ledger.write_usage(prices_of(about))
         return list(ledger.notes)
+
+
+def _mend_superseded(path: Path, notes: list[str]) -> None:
+    starts = [line.start for line, read in _superseded(path) if isinstance(read, Damaged)]
+    if starts:
+        take_out(path, starts, path.with_name("damaged.jsonl"))
+        notes.append(f"{path}: {len(starts)} damaged lines set aside in damaged.jsonl")

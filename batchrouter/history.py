@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from batchrouter import jsontext
-from batchrouter.index import Logged
-from batchrouter.records import Usage
+from batchrouter.index import ANSWERED, FAILED, PENDING, Logged
+from batchrouter.intake import key_of, key_of_duplicate
+from batchrouter.records import OK, Usage
 
 _PREFIX: Final = "batch_req_"
 _KEY_AT: Final = len(_PREFIX)
 _DIGEST_AT: Final = _KEY_AT + 24
 _LENGTH: Final = _DIGEST_AT + 24
 _TAIL_BYTES: Final = 4096
-_REFUSED: Final = frozenset({"invalid_row", "duplicate_custom_id"})
+_DUPLICATE: Final = "duplicate_custom_id"
+_REFUSED: Final = frozenset({"invalid_row", _DUPLICATE})
 
 
 class Damaged(ValueError):  # noqa: N818  (a finding about a line)
@@ -37,20 +39,31 @@ class Entry(NamedTuple):
 
 
 def read_entry(raw: bytes | None, start: int, state: int) -> Entry:
-    """The log line at byte `start` of the file that holds rows of `state`; raises Damaged."""
+    """The log line at byte `start` of the file that holds rows of `state` (PENDING: of either); raises Damaged."""
     try:
-        row = jsontext.loads(raw or b"")
+        row = jsontext.loads(raw or b"", strict=True)
         row_id, about, error = row["id"], row["batchrouter"], row["error"]
         if len(row_id) != _LENGTH or not row_id.startswith(_PREFIX):
             raise Damaged("its id is none of ours")
         key, digest = bytes.fromhex(row_id[_KEY_AT:_DIGEST_AT]), bytes.fromhex(row_id[_DIGEST_AT:])
         usage = about.get("usage")
         counted = None if usage is None else Usage(*(int(usage[name]) for name in Usage._fields))
-        refused = error is not None and error["code"] in _REFUSED
+        code = None if error is None else error["code"]
+        refused = code in _REFUSED
+        named = key_of(row["custom_id"])
+        if key != (key_of_duplicate(named, about["file"], about["line"]) if code == _DUPLICATE else named):
+            raise Damaged("its id does not belong to its custom_id")
+        if state not in {PENDING, ANSWERED if _is_answer(row) else FAILED}:
+            raise Damaged("it stands in the wrong file")
         logged = Logged(key, digest, state, start, refused, f"{about['file']}:{about['line']}")
         return Entry(logged, about.get("model", ""), counted, int(about["attempts"]), row)
     except (jsontext.NotJson, KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(str(error)) from None
+
+
+def _is_answer(row: dict[str, Any]) -> bool:
+    response = row["response"]
+    return row["error"] is None and response["status_code"] == OK and type(response["body"]) is dict
 
 
 def tail_digest(path: Path, size: int) -> str:

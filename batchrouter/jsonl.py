@@ -40,12 +40,14 @@ def read_lines(file: BinaryIO, *, start: int = 0, longest: int = LONGEST_LINE_BY
             yield Line(number, start, raw if length <= longest + 1 else None, length)
             start += length
         if rest:
-            more = 0
-            while not block.endswith(b"\n") and (block := file.readline(_BLOCK_BYTES)):
-                more += len(block)
-            length = len(rest) + more
-            yield Line(number + 1, start, rest if length <= longest else None, length)
             number += 1
+            length = len(rest)
+            if length <= longest:  # the last line; a file that grows meanwhile has no end of it to offer
+                yield Line(number, start, rest, length)
+                return
+            while not block.endswith(b"\n") and (block := file.readline(_BLOCK_BYTES)):
+                length += len(block)
+            yield Line(number, start, None, length)
             start += length
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,8 +35,9 @@ class Standing:
 
 
 def look(directory: Path) -> Standing:
-    """Read how a run stands; raises UsageError where there is none."""
-    read_about(directory)
+    """Read how a run stands, or a first start whose plan is being made; raises UsageError where there is neither."""
+    if not (directory / "lock").exists():
+        read_about(directory)  # which says that there is none
     answered, failed = (_lines_in(directory / name) for name in ("results.jsonl", "errors.jsonl"))
     rows = removed = None
     try:
@@ -77,14 +79,19 @@ def _last_objects(path: Path, most: int) -> list[dict[str, Any]]:
     found = []
     for line in lines[-most:]:
         try:
-            found.append(orjson.loads(line))
-        except orjson.JSONDecodeError:  # the window began in the middle of it
+            read = orjson.loads(line)
+        except orjson.JSONDecodeError:  # the window began in the middle of it, or it is damaged
             continue
+        if type(read) is dict:
+            found.append(read)
     return found
 
 
 def _speed(rows: list[dict[str, Any]]) -> float | None:
-    times = [datetime.fromisoformat(row["batchrouter"]["finished_at"]).timestamp() for row in rows]
+    times = []
+    for row in rows:
+        with suppress(KeyError, TypeError, ValueError):  # a damaged line
+            times.append(datetime.fromisoformat(row["batchrouter"]["finished_at"]).timestamp())
     if len(times) < 2 or times[-1] <= times[0]:
         return None
     return round((len(times) - 1) / (times[-1] - times[0]), 2)

@@ -125,7 +125,7 @@ def open_answers(directory: str | Path) -> Iterator[Answers]:
     """The rows of a run directory, also while its run goes on; raises UsageError where there is none."""
     directory = Path(directory)
     about = read_about(directory)
-    inputs = [_found(source, directory) for source in sources_of(about)]
+    inputs = sources_of(about, directory)
     shaping = shaping_of(about)
     notes: list[str] = []
     with ExitStack() as held:
@@ -148,14 +148,6 @@ def open_answers(directory: str | Path) -> Iterator[Answers]:
         rows = index.execute(_ROWS, (marks is not None, keeps))
         by_start = {state: _Log(file) for state, file in logs.items()}
         yield Answers(directory, inputs, prices_of(about), notes, shaping, by_start, rows)
-
-
-def _found(source: Source, directory: Path) -> Source:
-    """The input where it is now: as the run named it, or beside the run directory, or in it."""
-    for path in (source.path, directory.parent / source.path, directory / source.path.name):
-        if path.exists():
-            return Source(source.label, path)
-    return source
 
 
 def _connect(path: Path) -> sqlite3.Connection:
