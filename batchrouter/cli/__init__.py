@@ -64,6 +64,7 @@ def group() -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is a line on stderr and an exit code, never a traceback."""
+    _open_what_is_closed()
     try:
         code = group.main(prog_name="batchrouter", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -78,3 +79,14 @@ def main() -> None:
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _open_what_is_closed() -> None:
+    """Have nothing in the place of standard streams that are closed, lest a file of the run takes it."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            os.dup2(opened, number)
+            if opened != number:
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, mode))

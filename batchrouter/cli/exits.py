@@ -42,12 +42,13 @@ def signals_to(control: Control, loop: asyncio.AbstractEventLoop) -> Iterator[No
         else:
             control.abort()
 
-    for number in _STOPPED_BY:
+    heeded = [number for number in _STOPPED_BY if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+    for number in heeded:
         loop.add_signal_handler(number, handle, number)
     try:
         yield
     finally:
-        for number in _STOPPED_BY:
+        for number in heeded:
             loop.remove_signal_handler(number)
 
 
