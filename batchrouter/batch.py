@@ -234,6 +234,7 @@ async def _ask(
         ledger.note(event, **about)
         observer.told(event, about)
 
+    check = await asyncio.to_thread(AnswerCheck) if settings.check_json else None
     async with _transport(settings, key) as transport:
         lanes = _Lanes(settings, transport, _learned(plan.index), note, rng)
         runner = Runner(
@@ -248,7 +249,7 @@ async def _ask(
             review=Review(
                 settings.on_truncated,
                 settings.max_grow,
-                AnswerCheck() if settings.check_json else None,
+                check,
                 settings.json_attempts,
             ),
             budget=Budget(settings.max_tokens, settings.max_cost, settings.models),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import shlex
 import sys
@@ -74,6 +75,7 @@ async def run_to_end(
         if not emulate:
             key = find_key(os.environ, settings.api_key_file)
             return await run_batch(inputs, directory, settings, key, observer=observer, control=control)
+        await asyncio.to_thread(importlib.import_module, "batchrouter.emulator")  # so long that asyncio would complain
         from batchrouter.emulator import Emulator  # noqa: PLC0415  (only here)
 
         async with Emulator() as emulator:
