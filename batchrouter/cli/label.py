@@ -36,6 +36,8 @@ from batchrouter.settings import Settings
     default="auto",
     help="How to show it. [auto]",
 )
+@click.option("-v", "--verbose", is_flag=True, help="A line every 5 s, whatever --progress says.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, and no last words where all went well.")
 @settings_options
 @click.pass_context
 def command(ctx: click.Context, /, data: str, output: str, **values: Any) -> None:
@@ -52,7 +54,7 @@ def command(ctx: click.Context, /, data: str, output: str, **values: Any) -> Non
       batchrouter label samples/reviews.csv --prompt 'Sum up: {{ review }}' --model gpt-5.4 --emulate -o try.csv
     """
     settings = settings_from(values)
-    observer = choose(values["progress"])
+    observer = choose("verbose" if values["verbose"] else "none" if values["quiet"] else values["progress"])
 
     def run(inputs: Sequence[str], directory: Path, settings: Settings) -> Summary:
         return asyncio.run(run_to_end(inputs, str(directory), settings, observer, emulate=values["emulate"]))
@@ -67,12 +69,14 @@ def command(ctx: click.Context, /, data: str, output: str, **values: Any) -> Non
         id_column=values["id"],
         spreadsheet_safe=values["spreadsheet_safe"],
     )
-    again = shlex.join(["batchrouter", *sys.argv[1:]])
-    with contextlib.suppress(OSError):
-        click.echo(last_words(labelled.summary, again), err=True)
-        for line in told(labelled.exported) if labelled.exported else ():
-            click.echo(line, err=True)
-    ctx.exit(_code(labelled, settings.max_fail_ratio))
+    code = _code(labelled, settings.max_fail_ratio)
+    if code or not values["quiet"]:
+        again = shlex.join(["batchrouter", *sys.argv[1:]])
+        with contextlib.suppress(OSError):
+            click.echo(last_words(labelled.summary, again), err=True)
+            for line in told(labelled.exported) if labelled.exported else ():
+                click.echo(line, err=True)
+    ctx.exit(code)
 
 
 def _code(labelled: Labelled, max_fail_ratio: float) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import csv
+import fcntl
+import glob
 import io
 import os
 import re
@@ -70,13 +72,14 @@ def open_output(path: str, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     if final.exists() and not final.is_file():
         raise UsageError(f"{path} is no file that could be replaced; - writes to standard output")
     fresh = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    fresh.unlink(missing_ok=True)
     try:
+        _forget_killed(final)
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     try:
         with os.fdopen(fd, "wb", buffering=2**20) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -85,6 +88,14 @@ def open_output(path: str, *, mode: int = 0o666) -> Iterator[BinaryIO]:
         raise DiskError(f"{path}: {error.strerror or error}; what was there before is untouched") from None
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def _forget_killed(final: Path) -> None:
+    """Remove what processes that were killed have left of this file: those that are alive hold theirs."""
+    for path in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+        with path.open("rb") as file, suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from batchrouter.cli import main
+from batchrouter.cli import group, main
 from batchrouter.dataset.tables import open_table
 
 
@@ -138,3 +139,29 @@ def test_a_command_s_own_variable_comes_first(shell: Shell, capsys: pytest.Captu
     shell.patch.setenv("BATCHROUTER_LABEL_BASE_URL", "ftp://own")
     assert shell.type("label", "t.csv", "--prompt", "x", "--model", "m", "-o", "o.csv") == 2
     assert "--base-url must look like" in capsys.readouterr().err
+
+
+def test_label_and_plan_have_the_options_of_run() -> None:
+    """Whatever `run` may be told, `label` may; `plan` all that bears on what would be asked."""
+
+    def flags(command: click.Command) -> set[str]:
+        return {flag for param in command.params if isinstance(param, click.Option) for flag in param.opts}
+
+    run, label, plan = (group.get_command(click.Context(group), name) for name in ("run", "label", "plan"))
+    assert run is not None
+    assert label is not None
+    assert plan is not None
+    assert flags(run) <= flags(label)
+    assert flags(run) - flags(plan) == {"--emulate", "--progress", "--verbose", "-v", "--quiet", "-q"}
+    prompts = {"--prompt", "--prompt-file", "--questions", "--system", "--labels", "--schema", "--id", "--image"}
+    assert prompts <= flags(label) & flags(plan)
+
+
+@pytest.mark.parametrize("name", ["label", "plan", "prepare", "export"])
+def test_a_parameter_is_named_as_its_flag(name: str) -> None:
+    """So that flag, variable and key are one word."""
+    command = group.get_command(click.Context(group), name)
+    assert command is not None
+    for param in command.params:
+        if isinstance(param, click.Option):
+            assert f"--{str(param.name).replace('_', '-')}" in param.opts

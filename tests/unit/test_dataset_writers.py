@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd  # type: ignore[import-untyped]
@@ -15,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batchrouter.dataset.tables import Column
-from batchrouter.dataset.writers import open_writer
+from batchrouter.dataset.writers import open_output, open_writer
 
 SEPARATORS = [
     "",
@@ -140,3 +142,18 @@ def test_values_that_are_no_text_look_alike_everywhere() -> None:
     assert read == ["1", str(2**70), "0.5", "1e+22", "true", "", '[1,"a"]', '{"b":null}']
     [line] = written("jsonl", [str(n) for n in range(8)], [values], filled=4).splitlines()
     assert list(json.loads(line).values()) == values
+
+
+# --- the file -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    """A half-written table that nobody holds goes when the table is written again; one under way stays, as do others."""
+    (tmp_path / ".o[1].csv.123.tmp").write_text("left by a killed process")
+    (tmp_path / ".o1.csv.123.tmp").write_text("of another table")
+    with (tmp_path / ".o[1].csv.124.tmp").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with open_output(str(tmp_path / "o[1].csv")) as file:
+            file.write(b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".o1.csv.123.tmp", ".o[1].csv.124.tmp", "o[1].csv"]
+    assert (tmp_path / "o[1].csv").read_bytes() == b"whole"
