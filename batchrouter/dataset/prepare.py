@@ -151,6 +151,8 @@ def write_requests(requests: Iterable[Mapping[str, Any]], output: str, *, mode: 
 
     Raises what `requests` raises, UsageError and DiskError.
     """
+    if Path(output).suffix.lower() in {".gz", ".zst"}:
+        raise UsageError(f"{output}: request rows are written uncompressed: name it .jsonl")
     count = 0
     with open_output(output, mode=mode) as file:
         for request in requests:

@@ -135,9 +135,10 @@ class Table:
             try:
                 yield (raw.removeprefix(_BOM) if number == 1 else raw).decode()
             except UnicodeDecodeError as error:
+                likely = "UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
                 raise UsageError(
                     f"{self.label}:{number} is not UTF-8 (byte {raw[error.start]:#x}): convert it first,"
-                    f" as in: iconv -f WINDOWS-1252 -t UTF-8 {self.label}"
+                    f" as in: iconv -f {likely} -t UTF-8 {self.label}"
                 ) from None
 
     def _records(self, file: BinaryIO) -> Iterator[tuple[int, list[str]]]:

@@ -313,6 +313,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["prepare", "t.csv", "--prompt", "x"], "or look at some with --preview 3"),
     (["prepare", "t.csv", "--prompt", "{{ txt }}", "-o", "r.jsonl"], "t.csv:2: --prompt: 'txt' is undefined; the col"),
     ([*PREPARE[:-1], "t.csv"], "is the table itself"),
+    ([*PREPARE[:-1], "r.jsonl.gz"], "request rows are written uncompressed"),
     ([*PREPARE, "--response-format", "{"], "--response-format: not JSON"),
     ([*PREPARE, "--set", "temperature"], "'temperature' is no KEY=JSON"),
     ([*PREPARE, "--id", "id"], "t.csv:2 has no column 'id'; there are: text"),

@@ -150,6 +150,11 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("t.csv", b'a\n"never closed\nmore\n', "t.csv:2: unexpected end of data"),
     ("t.csv", b'a\n"x" y\n', "a quote in it doubled"),
     ("t.csv", b"a\nx\n\xfcber\n", "t.csv:3 is not UTF-8 (byte 0xfc): convert it first"),
+    (
+        "t.csv",
+        "a\nx\n".encode("utf-16"),
+        "t.csv:1 is not UTF-8 (byte 0xff): convert it first, as in: iconv -f UTF-16 -t",
+    ),
     ("t.csv", gzip.compress(b"a\n" + b"x\n" * 9, mtime=0)[:-9], "is damaged"),
     ("t.csv", zstandard.ZstdCompressor().compress(b"a\n" * 99)[:9] + b"garbage" * 9, "is damaged"),
     ("t.jsonl", b'{"a":1}\n[1]\n', "t.jsonl:2: not a JSON object; a table in JSON has one object a line"),
