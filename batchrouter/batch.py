@@ -38,7 +38,7 @@ from batchrouter.runner import Lane, Runner, disk_halt
 from batchrouter.settings import Model, Secret, Settings
 from batchrouter.standard_input import StandardInput
 from batchrouter.throttle import Note, Slots, Throttle
-from batchrouter.transport import Catalogue, Transport
+from batchrouter.transport import Catalogue, Transport, connections_for
 
 MOST_CONCURRENT: Final = 512
 _MOST_LANES: Final = 64
@@ -302,7 +302,7 @@ def _transport(settings: Settings, key: Secret) -> Transport:
     return Transport(
         settings.base_url,
         key,
-        concurrency=settings.concurrency or MOST_CONCURRENT,
+        concurrency=connections_for(settings.concurrency, MOST_CONCURRENT),
         timeout_s=settings.timeout,
         idle_timeout_s=settings.idle_timeout,
         max_response_bytes=settings.max_response,
@@ -345,7 +345,7 @@ class _Lanes:
         self._transport = transport
         self._note = note
         self._rng = rng
-        self._slots = Slots(settings.concurrency or MOST_CONCURRENT)
+        self._slots = Slots(transport.concurrency)
         self._endpoint = urlsplit(settings.base_url).netloc
         self._by_model: dict[str, Lane] = {}
 
@@ -369,7 +369,7 @@ class _Lanes:
             requests_per_s=settings.rpm and settings.rpm / 60,
             tokens_per_s=settings.tpm and settings.tpm / 60,
             concurrency=settings.concurrency,
-            max_concurrency=settings.concurrency or MOST_CONCURRENT,
+            max_concurrency=self._slots.most,
             learned=self._learned.get(model),
             now=asyncio.get_running_loop().time(),
             rng=self._rng,

@@ -48,7 +48,8 @@ def fault_of(error: Exception, latency_s: float, *, answered: bool) -> Fault:
     if isinstance(error, OSError):
         when = "in the middle of the answer" if answered else "before the answer"
         return Fault("connection", f"the connection broke {when}: {_reason(error)}", latency_s)
-    return Fault("bad_response", f"the answer is no proper HTTP ({type(error).__name__})", latency_s)
+    what = "no proper HTTP, or packed as nobody asked for"
+    return Fault("bad_response", f"the answer is {what} ({type(error).__name__})", latency_s)
 
 
 def _reason(error: OSError) -> str:

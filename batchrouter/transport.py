@@ -34,6 +34,7 @@ _BEGINNING_CHARACTERS: Final = 60
 _CATALOGUE_BYTES: Final = 16 * 2**20
 _STREAM_END_S: Final = 1.0
 _MOST_NAMED: Final = 10
+_PACKINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
 
 
 class Catalogue(NamedTuple):
@@ -94,7 +95,7 @@ class Transport:
         self._urls = {
             path: base_url + path for path in ("/chat/completions", "/completions", "/embeddings", "/responses")
         }
-        self._concurrency = concurrency
+        self.concurrency = concurrency
         self._max_bytes = max_response_bytes
         self._proxy = proxy
         self._tls = _tls_context(ca_file) if base_url.startswith("https") else None
@@ -126,7 +127,7 @@ class Transport:
 
     def _new_session(self, *, keep_alive: bool) -> aiohttp.ClientSession:
         connector = _Connector(
-            limit=self._concurrency,
+            limit=self.concurrency,
             force_close=not keep_alive,
             ssl=self._tls if self._tls is not None else True,
             ttl_dns_cache=30,
@@ -222,7 +223,10 @@ class Transport:
         try:
             body = self._redact.loads(read.raw)
         except jsontext.NotJson as error:
-            return Fault("bad_response", f"the answer is not JSON: {error}", latency_s)
+            packed = clean(response.headers.get("Content-Encoding", "").lower())[:20]
+            if packed not in _PACKINGS:
+                return Fault("bad_response", f"the answer is packed as {packed}, which was not asked for", latency_s)
+            return Fault("bad_response", f"the answer is {error}", latency_s)
         if type(body) is not dict:
             return Fault("bad_response", "the answer is JSON, but no object", latency_s)
         return Reply(OK, response.headers, body, latency_s)
@@ -318,6 +322,17 @@ def _tls_context(ca_file: str | None) -> ssl.SSLContext:
         raise UsageError(f"--ca-file {ca_file} holds no certificate in PEM form") from None
 
 
+def connections_for(wanted: int | None, most: int) -> int:
+    """How many connections a run may have: those wanted, else (None) `most`, or what this process's limit of open files
+    leaves room for. Raises UsageError where that is too few.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = most if hard == resource.RLIM_INFINITY else max(1, hard - _SPARE_DESCRIPTORS)
+    connections = wanted or min(most, room)
+    ensure_descriptors(connections)
+    return connections
+
+
 def ensure_descriptors(connections: int) -> None:
     """Raise this process's own limit of open files where need be; raises UsageError when it may not."""
     needed = connections + _SPARE_DESCRIPTORS
@@ -325,8 +340,10 @@ def ensure_descriptors(connections: int) -> None:
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
+        who, lower = "a run needs", ""
+        if connections > 1:
+            who, lower = f"{connections} requests at once need", ", or lower --concurrency"
         raise UsageError(
-            f"--concurrency {connections} needs {needed} open files and this process may have {hard};"
-            f" raise it (ulimit -n {needed}), or lower --concurrency"
+            f"{who} {needed} open files, and this process may have {hard}: raise the limit (ulimit -n {needed}){lower}"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
