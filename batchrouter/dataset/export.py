@@ -16,7 +16,7 @@ from batchrouter.dataset.answers import Answer, open_answers
 from batchrouter.dataset.columns import FACTS, Filling, compile_expressions
 from batchrouter.dataset.joins import Join
 from batchrouter.dataset.labels import Shape, read_schema
-from batchrouter.dataset.tables import Column, Format, Table, open_table
+from batchrouter.dataset.tables import Column, Format, Table, listed, open_table
 from batchrouter.dataset.writers import STDOUT, open_output, open_writer, output_format
 from batchrouter.errors import UsageError
 from batchrouter.index import ANSWERED, PENDING
@@ -114,7 +114,7 @@ def write_table(
     kind = check_output(output, source)
     theirs = source.columns() if source is not None else ()
     if source is not None and id_column is not None and id_column not in {column.name for column in theirs}:
-        names = ", ".join(column.name for column in theirs)
+        names = listed(column.name for column in theirs)
         raise UsageError(f"{source.label} has no column {id_column!r} for --id; there are: {names}")
     ours, renamed = without_clashes(columns, [column.name for column in theirs])
     exported = Exported(output, renamed=renamed)

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from batchrouter.dataset.tables import Row, Rows
+from batchrouter.dataset.tables import Row, Rows, listed
 from batchrouter.errors import UsageError
 
 Item = TypeVar("Item")
@@ -47,8 +47,8 @@ class UniqueIds:
         found = row_id(row, self._column)
         if found is None:
             if self._column not in row.values:
-                names = ", ".join(map(str, row.values))
-                raise UsageError(f"{self._rows.place(row)} has no column {self._column!r}; there are: {names}")
+                there = listed(row.values)
+                raise UsageError(f"{self._rows.place(row)} has no column {self._column!r}; there are: {there}")
             raise UsageError(
                 f"{self._rows.place(row)}: its {self._column!r} is empty; fill it, or leave --id out to number the rows"
             )

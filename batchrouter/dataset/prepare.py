@@ -20,7 +20,7 @@ from batchrouter.dataset.frames import Frame, Mappings
 from batchrouter.dataset.images import image_parts
 from batchrouter.dataset.joins import UniqueIds, row_id
 from batchrouter.dataset.labels import Shape
-from batchrouter.dataset.tables import Row, Rows, Table, open_table
+from batchrouter.dataset.tables import Row, Rows, Table, listed, open_table
 from batchrouter.dataset.templates import Template
 from batchrouter.dataset.writers import open_output
 from batchrouter.errors import UsageError
@@ -75,8 +75,7 @@ class _Asker:
 
     def _parts(self, values: Mapping[str, Any], column: str, place: str) -> Iterator[dict[str, Any]]:
         if column not in values:
-            names = ", ".join(map(str, values))
-            raise UsageError(f"{place} has no column {column!r} for --image; there are: {names}")
+            raise UsageError(f"{place} has no column {column!r} for --image; there are: {listed(values)}")
         return image_parts(values[column], self._folder, place)
 
 

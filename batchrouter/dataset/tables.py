@@ -22,6 +22,7 @@ from batchrouter import jsontext
 from batchrouter.errors import DiskError, UsageError
 from batchrouter.intake import Source
 from batchrouter.jsonl import LONGEST_LINE_BYTES, read_lines
+from batchrouter.retry import clean
 
 Kind = Literal["text", "integer", "number", "boolean"]
 Format = Literal["csv", "tsv", "jsonl", "parquet"]
@@ -41,6 +42,7 @@ NEEDS_PYARROW: Final = "Parquet needs an extra: pip install 'batchrouter[parquet
 _BOM: Final = b"\xef\xbb\xbf"
 _LONGEST_CELL: Final = LONGEST_LINE_BYTES
 _BATCH_ROWS: Final = 512
+_SHOWN_COLUMNS: Final = 40
 _EXACT_IN_FLOAT: Final = 2**53
 _INT64: Final = 2**63
 
@@ -251,6 +253,12 @@ def format_of(path: Path) -> Format:
     if found is None or (found == "parquet" and plain != path):
         raise UsageError(f"{path}: the name must tell the format: .csv, .tsv or .jsonl (also with .gz, .zst), .parquet")
     return found
+
+
+def listed(names: Iterable[object]) -> str:
+    """The columns there are, as a message names them: not all of very many, and nothing that a terminal would obey."""
+    found = [clean(str(name)) for name in names]
+    return ", ".join(found[:_SHOWN_COLUMNS]) + (" …" if len(found) > _SHOWN_COLUMNS else "")
 
 
 def _survey(rows: Iterable[Mapping[str, Any]]) -> tuple[Column, ...]:

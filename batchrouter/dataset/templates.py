@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from batchrouter.dataset.tables import listed
 from batchrouter.errors import UsageError
+from batchrouter.retry import clean
 
 if TYPE_CHECKING:
     import jinja2
@@ -27,7 +29,6 @@ LONGEST_RENDERING_S: Final = 10.0
 
 _LARGEST_NUMBER: Final = 1_000_000  # for a width, a count or a repetition inside a template
 _WIDE: Final = re.compile(r"\d{7,}")
-_SHOWN_COLUMNS: Final = 40
 _UNKNOWN: Final = re.compile(r"'([^']*)' is undefined")
 _STEPS, _SIZED = "bounded steps", "bounded size"  # no filters that a template could name: names hold no blank
 
@@ -65,11 +66,12 @@ class Template:
         try:
             return _gathered(self._compiled.root_render_func(self._compiled.new_context(names)))
         except jinja2.UndefinedError as error:
-            raise UsageError(f"{place}: {self._label}: {error.message}; {_columns(row, error.message or '')}") from None
+            problem = clean(error.message or "")
+            raise UsageError(f"{place}: {self._label}: {problem}; {_columns(row, problem)}") from None
         except (TooMuch, MemoryError, RecursionError) as error:
             raise UsageError(f"{place}: {self._label}: {error or 'it takes all memory'}; make it simpler") from None
         except Exception as error:  # noqa: BLE001  (a template runs code: what it raises is its author's to mend)
-            raise UsageError(f"{place}: {self._label}: {type(error).__name__}: {error}") from None
+            raise UsageError(f"{place}: {self._label}: {type(error).__name__}: {clean(str(error))}") from None
 
 
 def _gathered(pieces: Iterable[str]) -> str:
@@ -86,11 +88,10 @@ def _gathered(pieces: Iterable[str]) -> str:
 
 def _columns(row: Mapping[str, Any], problem: str) -> str:
     """The columns there are, for a message about one that is not."""
-    names = [str(name) for name in row]
-    shown = ", ".join(names[:_SHOWN_COLUMNS]) + (" …" if len(names) > _SHOWN_COLUMNS else "")
+    names = [clean(str(name)) for name in row]
     unknown = _UNKNOWN.search(problem)
     near = difflib.get_close_matches(unknown[1], names, n=1) if unknown else []
-    return f"the columns there are: {shown}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"the columns there are: {listed(row)}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 @functools.cache

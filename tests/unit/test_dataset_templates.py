@@ -67,6 +67,15 @@ def test_an_unknown_name_names_the_row_and_the_columns_there_are() -> None:
     )
 
 
+def test_names_of_columns_are_told_without_what_a_terminal_obeys() -> None:
+    """A table's header may come from anywhere, and there may be a great many."""
+    row = {"\x1b]0;owned\x07a": 1} | {f"c{n}": n for n in range(99)}
+    with pytest.raises(UsageError) as caught:
+        Template("{{ b }}", "--prompt").render(row, "t.csv:2")
+    assert "the columns there are: ]0;owned a, c0, c1, " in str(caught.value)
+    assert str(caught.value).endswith("c38 …")
+
+
 BROKEN: list[tuple[str, str]] = [
     ("a\n{% if %}", "--prompt:2: Expected an expression"),
     ("{{ a", "--prompt:1: unexpected end of template"),
@@ -74,6 +83,7 @@ BROKEN: list[tuple[str, str]] = [
     ("{{ tags.size }}", "t.csv:2: --prompt: 'list object' has no attribute 'size'; the columns there are: id"),
     ("{{ id / 0 }}", "t.csv:2: --prompt: ZeroDivisionError"),
     ("{% include 'other.txt' %}", "t.csv:2: --prompt: TypeError: no loader"),
+    ("{{ '%z\x1b[31m' % id }}", "t.csv:2: --prompt: ValueError: unsupported format character 'z'"),
 ]
 
 
