@@ -58,7 +58,7 @@ class Catalogue(NamedTuple):
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Tells when an attempt has a connection, and whether it was opened for it or kept from another."""
+    """Tells when an attempt opens a connection, and when it has one: made for it, or kept from another."""
 
     on_connected: Callable[[How], None]
 
@@ -68,6 +68,7 @@ class _Connector(aiohttp.TCPConnector):
         return connection
 
     async def _create_connection(self, *args: Any, **kwargs: Any) -> Any:
+        self.on_connected("opening")
         made = await super()._create_connection(*args, **kwargs)
         self.on_connected("fresh")
         return made
@@ -103,13 +104,14 @@ class Transport:
         self._headers = CIMultiDict(
             {
                 **(headers or {}),
-                "Authorization": f"Bearer {key.reveal()}",
                 "Content-Type": "application/json",
                 "Accept": "application/json, text/event-stream",
                 "Accept-Encoding": "gzip, deflate",
                 "User-Agent": f"batchrouter/{__version__}",
             }
         )
+        # With each request and not the session's: a session gives its headers to the proxy as well.
+        self._authorization = CIMultiDict(Authorization=f"Bearer {key.reveal()}")
         self._watch = Watch(timeout_s, idle_timeout_s)
 
     async def __aenter__(self) -> Self:
@@ -149,7 +151,12 @@ class Transport:
         try:
             async with (
                 asyncio.timeout(within_s),
-                self._session.get(self._base_url + "/models", allow_redirects=False, proxy=self._proxy) as response,
+                self._session.get(
+                    self._base_url + "/models",
+                    headers=self._authorization,
+                    allow_redirects=False,
+                    proxy=self._proxy,
+                ) as response,
             ):
                 status = response.status
                 read = await _read(response, _CATALOGUE_BYTES if status == OK else _ERROR_BODY_BYTES)
@@ -186,7 +193,7 @@ class Transport:
             if not attempt.outlived():
                 raise
             latency_s = self._loop.time() - started
-            if attempt.connection == "none":
+            if attempt.connection == "opening":
                 return Fault("connection", f"no connection: {attempt.expired}", latency_s, reached=False)
             return Fault("timeout", attempt.expired, latency_s)
         except MISHAPS as error:
@@ -199,7 +206,13 @@ class Transport:
         body: bytes | io.BytesIO = request.body
         if len(request.body) > _BODY_AT_ONCE_BYTES:
             body = attempt.upload = io.BytesIO(request.body)
-        response = await session.post(self._urls[request.path], data=body, allow_redirects=False, proxy=self._proxy)
+        response = await session.post(
+            self._urls[request.path],
+            data=body,
+            headers=self._authorization,
+            allow_redirects=False,
+            proxy=self._proxy,
+        )
         attempt.response = response
         try:
             status = response.status

@@ -1,7 +1,8 @@
 """Requests under way, and what ends those that take too long or fall silent.
 
-Rules of this file: an attempt's clock starts when it has a connection; only the peer's silence counts, not ours; one
-sweep looks at all attempts twice a second, as a timer for each would cost a tenth of a whole request.
+Rules of this file: an attempt's clock starts when it has a connection (one that has to be opened may take as long as
+silence may last); only the peer's silence counts, not ours; one sweep looks at all attempts twice a second, as a timer
+for each would cost a tenth of a whole request.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from batchrouter.sse import Assembly
 _SWEEP_S: Final = 0.5
 _STALE_S: Final = 5.0  # a connection that breaks later than this after the request was not stale: its endpoint failed
 
-How = Literal["fresh", "kept"]
+How = Literal["opening", "fresh", "kept"]
 
 
 class Attempt:
@@ -49,11 +50,11 @@ class Attempt:
         return self.connection == "kept" and self.response is None and now - self.started_s < _STALE_S
 
     def look(self, now: float, timeout_s: float, idle_timeout_s: float) -> None:
-        """End it when it is past its deadline, or nothing has moved for too long."""
+        """End it when it is past its deadline, or nothing has moved for too long; not while it waits for its turn."""
         progress = self._progress()
         if progress != self._seen:
             self._seen, self.seen_s = progress, now
-        if self.expired:
+        if self.expired or self.connection == "none":
             return
         if now - self.started_s >= timeout_s:
             self.expired = f"not finished after {timeout_s:g} s"
@@ -104,10 +105,10 @@ class Watch:
         del self._by_task[asyncio.current_task()]
 
     def connected(self, how: How) -> None:
-        """The running task's attempt has a connection: one kept from another, or opened for it."""
+        """The running task's attempt opens a connection, or has one: made for it, or else kept from another."""
         attempt = self._by_task.get(asyncio.current_task())
         if attempt is not None:
-            if how == "fresh" or attempt.connection == "none":
+            if how != "kept" or attempt.connection == "none":
                 attempt.connection = how
             attempt.started_s = attempt.seen_s = self._loop.time()
 

@@ -39,7 +39,7 @@ def asked(dice: random.Random) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The rows, and the status that those are to fail with which are to fail."""
     rows, failing, few = [], dict[str, int](), set[str]()
     for n in range(ROWS):
-        streamed = {"stream": True} if dice.random() < 0.3 else {}
+        streamed: dict[str, Any] = {"stream": True} if dice.random() < 0.3 else {}
         row = request_row(n, **streamed)
         if dice.random() < 0.2:
             fault = dice.choice([*ROW_S_OWN, *OF_ANY, *(OF_STREAMS * 3 if streamed else [])])

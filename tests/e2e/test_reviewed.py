@@ -136,7 +136,10 @@ BUDGETS: dict[str, tuple[dict[str, int], list[int | None]]] = {
     "large enough": ({"max_tokens": 150}, [150]),
     "none at all": ({}, [None]),
 }
-NEVER = {"never": ({"max_tokens": 100}, [100, 200, 300]), "beyond": ({"max_tokens": 400}, [400])}
+NEVER: dict[str, tuple[dict[str, int], list[int | None]]] = {
+    "never": ({"max_tokens": 100}, [100, 200, 300]),
+    "beyond": ({"max_tokens": 400}, [400]),
+}
 
 
 def budget_of(body: dict[str, Any]) -> int | None:
@@ -187,7 +190,8 @@ def test_answers_cut_off_before_their_first_word(tmp_path: Path, how: str) -> No
         for heard in server.heard:
             name = "a response" if heard.path == "/v1/responses" else heard.said
             sent.setdefault(name, []).append(budget_of(heard.body))
-    wanted = {name: budgets for name, (_, budgets) in {**BUDGETS, **NEVER}.items()} | {"a response": [75, 150]}
+    wanted: dict[str, list[int | None]] = {"a response": [75, 150]}
+    wanted |= {name: budgets for name, (_, budgets) in [*BUDGETS.items(), *NEVER.items()]}
     assert sent == (wanted if how == "grow" else {name: budgets[:1] for name, budgets in wanted.items()})
     found = {row["custom_id"]: row for row in read_jsonl(tmp_path / "in.run/results.jsonl")}
     failed = {row["custom_id"]: row for row in read_jsonl(tmp_path / "in.run/errors.jsonl")}

@@ -54,6 +54,7 @@ class Hostile:
 
     script: Script
     catalogue: bytes = b""
+    early: bool = False  # the answer is sent before the body is read
     port: int = 0
     scheme: str = "http"
     connections: int = 0
@@ -70,9 +71,9 @@ class Hostile:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number, self.connections = self.connections, self.connections + 1
         nth = 0
-        with suppress(asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
+        with suppress(asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, ssl.SSLError):
             while True:
-                heard = await _heard(reader, number, nth)
+                heard = await self._hear(reader, number, nth)
                 if heard.method == "POST":
                     self.heard.append(heard)
                     nth += 1
@@ -83,13 +84,13 @@ class Hostile:
             writer.close()
             await writer.wait_closed()
 
-
-async def _heard(reader: asyncio.StreamReader, connection: int, nth: int) -> Heard:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    method, path, _ = head[0].split(" ")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:-2])}
-    raw = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Heard(connection, nth, method, path, headers, raw)
+    async def _hear(self, reader: asyncio.StreamReader, connection: int, nth: int) -> Heard:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        method, path, _ = head[0].split(" ")
+        fields = (line.partition(":") for line in head[1:-2])
+        headers = {name.strip().lower(): value.strip() for name, _, value in fields}
+        raw = b"" if self.early else await reader.readexactly(int(headers.get("content-length", "0")))
+        return Heard(connection, nth, method, path, headers, raw)
 
 
 async def _play(steps: Iterable[Step], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -117,9 +118,15 @@ async def _play(steps: Iterable[Step], reader: asyncio.StreamReader, writer: asy
 
 
 @contextmanager
-def hostile(script: Script, *, catalogue: bytes = b"", tls: ssl.SSLContext | None = None) -> Iterator[Hostile]:
+def hostile(
+    script: Script,
+    *,
+    catalogue: bytes = b"",
+    tls: ssl.SSLContext | None = None,
+    early: bool = False,
+) -> Iterator[Hostile]:
     """A server in a thread of its own, until the block ends."""
-    server = Hostile(script, catalogue, scheme="http" if tls is None else "https")
+    server = Hostile(script, catalogue, early, scheme="http" if tls is None else "https")
     ready, finish = threading.Event(), []
 
     async def serve() -> None:
@@ -129,13 +136,12 @@ def hostile(script: Script, *, catalogue: bytes = b"", tls: ssl.SSLContext | Non
             task = asyncio.current_task()
             assert task is not None
             tasks.add(task)
-            try:
+            with suppress(asyncio.CancelledError):
                 await server._serve(reader, writer)
-            finally:
-                tasks.discard(task)
-                writer.transport.abort()
+            tasks.discard(task)
+            writer.transport.abort()
 
-        listener = await asyncio.start_server(one, "127.0.0.1", 0, ssl=tls, limit=2**27, backlog=1000)
+        listener = await asyncio.start_server(one, "127.0.0.1", 0, ssl=tls, limit=2**17, backlog=1000)
         server.port = listener.sockets[0].getsockname()[1]
         over = asyncio.Event()
         finish.append((asyncio.get_running_loop(), over))
