@@ -25,12 +25,13 @@ CUT_OFF_MARK: Final = "cut off: the token budget ran out in the middle of the an
 TRUNCATED_MARK: Final = "truncated: the token budget ran out before any text; raise max_tokens"
 NEEDS_JMESPATH: Final = "--column needs an extra: pip install 'batchrouter[dataset]'"
 
+ERROR: Final = Column("error", blank="")  # mostly there is none, in the first rows too
 FACTS: Final = (
     Column("id"),
     Column("content"),
     Column("finish_reason"),
     Column("model"),
-    Column("error"),
+    ERROR,
     Column("tokens", "integer"),
     Column("cost", "number"),
 )
@@ -73,9 +74,9 @@ class Filling:
     @property
     def columns(self) -> tuple[Column, ...]:
         """The columns, in order; an expression's are text (JSON, where it gives no text)."""
-        kinds = {column.name: column.kind for column in FACTS}
+        known = {column.name: column for column in FACTS}
         return (
-            *(Column(name, kinds[fact]) for name, fact in self.facts.items()),
+            *(known[fact]._replace(name=name) for name, fact in self.facts.items()),
             *(self.shape.columns if self.shape else ()),
             *(Column(expression.name) for expression in self.expressions),
         )

@@ -19,10 +19,10 @@ from typing import Any, Final
 import orjson
 
 from batchrouter.dataset.answers import Answer, open_answers
-from batchrouter.dataset.columns import Filling
+from batchrouter.dataset.columns import ERROR, Filling
 from batchrouter.dataset.export import Exported, Filled, check_output, write_table
 from batchrouter.dataset.prepare import Question, prepare, write_requests
-from batchrouter.dataset.tables import Column, Table, open_table
+from batchrouter.dataset.tables import Table, open_table
 from batchrouter.errors import DiskError, UsageError
 from batchrouter.intake import Source
 from batchrouter.jsonl import replace_file
@@ -195,7 +195,7 @@ def _export(
         exported = write_table(
             _filled(answers, answers.prices, fillings),
             output,
-            [*columns, Column("error")],
+            [*columns, ERROR],
             source=table,
             id_column=id_column,
             spreadsheet_safe=spreadsheet_safe,

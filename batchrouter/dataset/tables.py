@@ -56,11 +56,14 @@ class Row(NamedTuple):
 
 
 class Column(NamedTuple):
-    """One column of a table: its name, the kind of its values, and the Arrow type it came with, if any."""
+    """One column of a table: its name, the kind of its values, the Arrow type it came with, if any, and what stands for
+    null in JSON (null itself, or a value of the kind: readers take a column's type from the first rows).
+    """
 
     name: str
     kind: Kind = "text"
     arrow: Any = None
+    blank: Any = None
 
 
 class Rows(Protocol):

@@ -184,11 +184,15 @@ class _JsonWriter:
     def __init__(self, file: BinaryIO, filled: Sequence[Column]) -> None:
         self._file = file
         self._names = [column.name for column in filled]
+        self._blanks = {column.name: column.blank for column in filled if column.blank is not None}
 
     def write(self, source: Mapping[str, Any], filled: Sequence[Any]) -> None:
         """See Writer."""
         row = dict(source)
         row.update(zip(self._names, filled, strict=True))
+        for name, blank in self._blanks.items():
+            if row[name] is None:
+                row[name] = blank
         self._file.write(_json(row) + b"\n")
 
     def finish(self) -> None:

@@ -190,7 +190,7 @@ def test_parquet_columns_keep_their_types(tmp_path: Path) -> None:
     export(tmp_path / "t.run", tmp_path / "out.jsonl", join=tmp_path / "t.parquet")
     assert read(tmp_path / "out.jsonl")[0] | {} == {
         "t": "2026-01-02T00:00:00+00:00", "d": "1.50", "b": "AP8=", "n": [{"x": 1}], "c": "a", "f": 1, "id": "row-1",
-        "content": "1", "finish_reason": "stop", "model": "gpt-5.4", "error": None, "tokens": 110, "cost": None,
+        "content": "1", "finish_reason": "stop", "model": "gpt-5.4", "error": "", "tokens": 110, "cost": None,
     }  # fmt: skip
 
 

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import duckdb
 import pandas as pd  # type: ignore[import-untyped]
 import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from batchrouter.dataset.columns import ERROR
 from batchrouter.dataset.tables import Column
 from batchrouter.dataset.writers import open_output, open_writer
 
@@ -142,6 +144,18 @@ def test_values_that_are_no_text_look_alike_everywhere() -> None:
     assert read == ["1", str(2**70), "0.5", "1e+22", "true", "", '[1,"a"]', '{"b":null}']
     [line] = written("jsonl", [str(n) for n in range(8)], [values], filled=4).splitlines()
     assert list(json.loads(line).values()) == values
+
+
+def test_an_error_after_many_rows_without_one_is_read(tmp_path: Path) -> None:
+    """Readers that take a column's type from its first rows (DuckDB from 20,480) find text there, and no null."""
+    path = tmp_path / "o.jsonl"
+    with path.open("wb") as file, open_writer(file, "jsonl", [Column("id")], [ERROR]) as writer:
+        for n in range(25_000):
+            writer.write({"id": n}, [None if n < 24_999 else "pending"])
+    with duckdb.connect() as database:
+        assert database.sql(f"SELECT id FROM '{path}' WHERE error <> ''").fetchall() == [(24_999,)]
+    assert pl.read_ndjson(path)["error"].to_list()[-2:] == ["", "pending"]
+    assert pd.read_json(path, lines=True)["error"].tolist()[-2:] == ["", "pending"]
 
 
 # --- the file -----------------------------------------------------------------------------------------------------------
