@@ -111,7 +111,7 @@ def write_table(
     spreadsheet_safe: bool,
 ) -> Exported:
     """Write rows, beside those of `source` if there is one; the columns filled come after the source's own."""
-    kind = check_output(output, source)
+    kind = check_output(output, source, spreadsheet_safe=spreadsheet_safe)
     theirs = source.columns() if source is not None else ()
     if source is not None and id_column is not None and id_column not in {column.name for column in theirs}:
         names = listed(column.name for column in theirs)
@@ -162,11 +162,11 @@ def _judge(join: Join[Filled], source: Table, exported: Exported) -> None:
     )
 
 
-def check_output(output: str, source: Table | None) -> Format:
-    """The format that `output` is written in; raises UsageError for an unknown one, and for the source."""
+def check_output(output: str, source: Table | None, *, spreadsheet_safe: bool) -> Format:
+    """The format that `output` is written in; raises UsageError where that cannot be, and for the source."""
     if source is not None and output != STDOUT and Path(output).exists() and Path(output).samefile(source.path):
         raise UsageError(f"{output} is the source itself: write to another file")
-    return output_format(output)
+    return output_format(output, spreadsheet_safe=spreadsheet_safe)
 
 
 def without_clashes(ours: Sequence[Column], theirs: Sequence[str]) -> tuple[tuple[Column, ...], dict[str, str]]:

@@ -65,7 +65,7 @@ def label(
     meanwhile), BusyError, DiskError.
     """
     table = open_table(data)
-    check_output(str(output), table)
+    check_output(str(output), table, spreadsheet_safe=spreadsheet_safe)
     before = _state(table)
     directory = Path(directory)
     questions = {"": question} if isinstance(question, Question) else question

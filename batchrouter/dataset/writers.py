@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date, time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
@@ -49,13 +50,32 @@ class Writer(Protocol):
         """No more rows will be written: let go of what is held, whatever is in the file."""
 
 
-def output_format(path: str) -> Format:
-    """The format that a table is written in by its name (JSONL to standard output); raises UsageError."""
-    if path == STDOUT:
-        return "jsonl"
+def output_format(path: str, *, spreadsheet_safe: bool = False) -> Format:
+    """The format that a table is written in by its name (JSONL to standard output); raises UsageError for what cannot
+    be written, before there is anything to write.
+    """
     if Path(path).suffix.lower() in {".gz", ".zst"}:
         raise UsageError(f"{path}: tables are written uncompressed: name it .csv, .tsv, .jsonl or .parquet")
-    return format_of(Path(path))
+    kind = "jsonl" if path == STDOUT else format_of(Path(path))
+    if spreadsheet_safe and kind not in {"csv", "tsv"}:
+        raise UsageError("--spreadsheet-safe is for .csv and .tsv: in other formats a text is never a formula")
+    if kind == "parquet" and find_spec("pyarrow") is None:
+        raise UsageError(f"{path}: {NEEDS_PYARROW}")
+    _check_place(path)
+    return kind
+
+
+def _check_place(path: str) -> None:
+    """Raises UsageError where no file can take that name."""
+    final = Path(path)
+    if path == STDOUT:
+        return
+    if final.exists() and not final.is_file():
+        raise UsageError(f"{path} is no file that could be replaced; - writes to standard output")
+    if not final.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {final.parent}")
+    if not os.access(final.parent, os.W_OK):
+        raise UsageError(f"{path}: nothing can be written in {final.parent}")
 
 
 @contextmanager
@@ -69,8 +89,7 @@ def open_output(path: str, *, mode: int = 0o666) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
         return
     final = Path(path)
-    if final.exists() and not final.is_file():
-        raise UsageError(f"{path} is no file that could be replaced; - writes to standard output")
+    _check_place(path)
     fresh = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
         _forget_killed(final)
@@ -115,8 +134,6 @@ def open_writer(
 def _writer(
     file: BinaryIO, kind: Format, source: Sequence[Column], filled: Sequence[Column], *, spreadsheet_safe: bool
 ) -> Writer:
-    if spreadsheet_safe and kind not in {"csv", "tsv"}:
-        raise UsageError("--spreadsheet-safe is for .csv and .tsv: in other formats a text is never a formula")
     match kind:
         case "csv" | "tsv":
             return _CsvWriter(file, "\t" if kind == "tsv" else ",", source, filled, _safe if spreadsheet_safe else None)
@@ -206,11 +223,9 @@ class _ParquetWriter:
     """Columns of the types the source had, or of the kind that fits all of their values; row groups of bounded size."""
 
     def __init__(self, file: BinaryIO, source: Sequence[Column], filled: Sequence[Column]) -> None:
-        try:
-            import pyarrow as pa  # type: ignore[import-untyped]  # noqa: PLC0415  (an extra)
-            from pyarrow import parquet  # noqa: PLC0415
-        except ImportError:
-            raise UsageError(NEEDS_PYARROW) from None
+        import pyarrow as pa  # type: ignore[import-untyped]  # noqa: PLC0415  (an extra)
+        from pyarrow import parquet  # noqa: PLC0415
+
         self._pa = pa
         self._names = [column.name for column in source]
         types = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}

@@ -320,6 +320,8 @@ WRONG: list[tuple[list[str], str]] = [
     ([*PREPARE, "--image", "pic"], "t.csv:2 has no column 'pic' for --image; there are: text"),
     ([*LABEL, "-o", "t.csv"], "is the source itself"),
     ([*LABEL, "-o", "o.xlsx"], "must tell the format"),
+    ([*LABEL, "-o", "no/o.csv"], "no/o.csv: there is no folder no"),
+    ([*LABEL, "-o", "o.jsonl", "--spreadsheet-safe"], "--spreadsheet-safe is for .csv and .tsv"),
     ([*LABEL, "-o", "o.csv", "--labels", "a", "--schema", "s.json"], "either --labels or --schema"),
     ([*LABEL, "-o", "o.csv", "--questions", "q.toml"], "give the prompt with one of"),
     (["label", "t.csv", "--prompt", "x", "--emulate", "-o", "o.csv"], "name a model with --model"),
@@ -347,5 +349,5 @@ def test_a_mistake_is_one_line_and_exit_2(
         main()
     assert ended.value.code == 2
     assert told in capsys.readouterr().err
-    assert not {"r.jsonl", "o.csv"} & {path.name for path in tmp_path.iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
     assert (tmp_path / "t.csv").read_bytes() == b"text\r\none\r\n"

@@ -620,7 +620,7 @@ def test_outputs_that_cannot_be_are_refused(tmp_path: Path) -> None:
     for output, told in [
         ("out.xlsx", "must tell the format"),
         ("out.csv.gz", "uncompressed"),
-        ("no/out.csv", "No such file"),
+        ("no/out.csv", "there is no folder .*no$"),
         ("t.run", "must tell the format"),
     ]:
         with pytest.raises(UsageError, match=told):

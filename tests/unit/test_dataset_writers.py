@@ -6,6 +6,7 @@ import csv
 import fcntl
 import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 
 from batchrouter.dataset.columns import ERROR
 from batchrouter.dataset.tables import Column
-from batchrouter.dataset.writers import open_output, open_writer
+from batchrouter.dataset.writers import open_output, open_writer, output_format
+from batchrouter.errors import UsageError
 
 SEPARATORS = [
     "",
@@ -159,6 +161,15 @@ def test_an_error_after_many_rows_without_one_is_read(tmp_path: Path) -> None:
 
 
 # --- the file -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_needs_an_extra_says_so_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pyarrow no Parquet file is promised."""
+    assert output_format("o.parquet") == "parquet"
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"o\.parquet: Parquet needs an extra: pip install"):
+        output_format("o.parquet")
+    assert output_format("o.csv") == "csv"
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
