@@ -141,6 +141,31 @@ def test_a_command_s_own_variable_comes_first(shell: Shell, capsys: pytest.Captu
     assert "--base-url must look like" in capsys.readouterr().err
 
 
+def test_plan_tells_of_a_table_or_of_request_rows(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    """A prompt makes the input a table, whatever its name; without one a table is refused; nothing is left behind."""
+    (shell.folder / "batchrouter.toml").write_text('[model."gpt-5.4"]\nprompt = 1.0\ncompletion = 2.0\n')
+    ask = ["plan", "t.csv", "--prompt", "{{ text }}?", "--labels", "yes,no", "--model", "gpt-5.4", "--rpm", "60"]
+    assert shell.type(*ask, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rows"], told["new"], told["duration_s"]) == (2, 2, 2.0)
+    assert 0 < told["likely_cost"] < told["cost"]
+    assert shell.type(*ask) == 0
+    text = capsys.readouterr().out
+    assert "2 rows: 2 to ask, 0 answered, 0 failed" in text
+    assert " USD, at worst " in text
+    assert "at least 2 s at the limits known" in text
+    (shell.folder / "rows.jsonl").write_text('{"text": "a"}\n')
+    assert shell.type("plan", "rows.jsonl", "--prompt", "{{ text }}", "--model", "m") == 0
+    assert "1 rows: 1 to ask" in capsys.readouterr().out
+    assert shell.type("plan", "rows.jsonl", "--model", "m") == 0
+    assert "1 invalid" in capsys.readouterr().out
+    assert shell.type("plan", "t.csv", "--model", "m") == 2
+    assert "give the prompt with one of" in capsys.readouterr().err
+    assert shell.type(*ask, "other.csv") == 2
+    assert "name one table" in capsys.readouterr().err
+    assert sorted(path.name for path in shell.folder.iterdir()) == ["batchrouter.toml", "rows.jsonl", "t.csv"]
+
+
 def test_label_and_plan_have_the_options_of_run() -> None:
     """Whatever `run` may be told, `label` may; `plan` all that bears on what would be asked."""
 
