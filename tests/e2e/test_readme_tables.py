@@ -85,3 +85,15 @@ def test_the_sample_gives_the_columns_that_it_tells(terminal: Terminal) -> None:
     frames = [pd.read_csv("o.csv"), pd.read_parquet("o.parquet"), pl.read_ndjson("o.jsonl")]
     assert [list(frame.columns) for frame in frames] == [names] * 3
     assert [len(frame) for frame in frames] == [300] * 3
+
+
+def test_several_prompts_give_the_columns_that_are_told(terminal: Terminal) -> None:
+    """Those of each question begin with its name, in the order of the file."""
+    text = section("samples/reviews.md", "## Several prompts in one pass")
+    [(words, _)] = typed(text)
+    terminal.type(words)
+    told = re.findall(r"`(\w+)`", text[text.index("begin with its name") :])
+    found = pd.read_csv("several.csv", keep_default_na=False)
+    assert list(found.columns) == ["id", "product", "rating", "review", "posted", *told]
+    assert found["tone"].isin(["positive", "negative", "neutral"]).all()
+    assert (found["error"] == "").all()
