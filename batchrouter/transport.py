@@ -49,7 +49,7 @@ class Catalogue(NamedTuple):
     def warning(self, wanted: Iterable[str]) -> str:
         """What to tell of those models that are not listed; nothing where all are, or there is no catalogue."""
         known = {model["id"] for model in self.models or ()}
-        unknown = [clean(model) for model in wanted if model not in known] if known else []
+        unknown = sorted(clean(model) for model in wanted if model not in known) if known else []
         if not unknown:
             return ""
         more = f" and {len(unknown) - _MOST_NAMED} others" if len(unknown) > _MOST_NAMED else ""
