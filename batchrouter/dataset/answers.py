@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 from urllib.parse import quote
 
+import orjson
+
 from batchrouter import jsontext
 from batchrouter.audit import prices_of, read_about, shaping_of, sources_of
 from batchrouter.errors import UsageError
@@ -81,7 +83,7 @@ class Answers:
     def _line(self, state: int, at: int, key: str) -> dict[str, Any]:
         raw = self._logs[state].line(at)
         try:
-            line: dict[str, Any] = jsontext.loads(raw)
+            line: dict[str, Any] = _loads(raw)
             if line["id"][_ID] == key:
                 return line
         except (jsontext.NotJson, KeyError, TypeError):
@@ -90,6 +92,14 @@ class Answers:
             f"{self.directory / LOG_OF[state]}: byte {at} is not where the index has it: the log was rewritten"
             f" meanwhile, or is damaged; try again, then: batchrouter verify {self.directory}"
         )
+
+
+def _loads(raw: bytes) -> Any:
+    """A log line. No integer is taken from it that orjson could change: without that check it is a third quicker."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return jsontext.loads(raw)
 
 
 class _Log:

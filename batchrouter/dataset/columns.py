@@ -86,13 +86,13 @@ class Filling:
         facts = facts_of(answer, prices)
         if self.marks_all and facts.error is None:
             facts = facts._replace(error=_lack(facts))
-        spread: list[Any] = []
-        if self.shape or self.expressions:
-            try:
-                spread = self._spread(facts)
-            except Mismatch as error:
-                spread = [None] * (len(self.shape.properties if self.shape else ()) + len(self.expressions))
-                facts = facts._replace(error=f"schema_mismatch: {error}{_cut_off(facts)}")
+        if not self.shape and not self.expressions:
+            return [facts[_PLACE[fact]] for fact in self.facts.values()], facts.error
+        try:
+            spread = self._spread(facts)
+        except Mismatch as error:
+            spread = [None] * (len(self.shape.properties if self.shape else ()) + len(self.expressions))
+            facts = facts._replace(error=f"schema_mismatch: {error}{_cut_off(facts)}")
         return [*[facts[_PLACE[fact]] for fact in self.facts.values()], *spread], facts.error
 
     def _spread(self, facts: Facts) -> list[Any]:

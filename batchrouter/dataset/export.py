@@ -138,9 +138,10 @@ def _alone(filled: Iterable[Filled]) -> Iterator[tuple[Mapping[str, Any] | None,
 def _count(exported: Exported, row: Filled) -> None:
     exported.rows += 1
     exported.marked += row.error is not None
-    if PENDING in row.states:
+    states = row.states
+    if PENDING in states:
         exported.pending += 1
-    elif all(state == ANSWERED for state in row.states):
+    elif states.count(ANSWERED) == len(states):
         exported.answered += 1
     else:
         exported.failed += 1
