@@ -116,7 +116,7 @@ def preview_apart(
         marks = meta["marks"]
         totals = Totals() if marks is None else Totals.load(meta["totals"])
         index.load(_logged(directory, totals, settings.retry, marks))
-        changed, removed = _judged(index)
+        changed, removed = _judged(index, settings.limit)
         count = changed.total()
         if settings.changed == "rerun":
             index.drop_changed()
@@ -170,11 +170,12 @@ def _fits(directory: Path, marks: Mapping[str, Any]) -> bool:
     return True
 
 
-def _judged(index: Index) -> tuple[Counter[int], int]:
+def _judged(index: Index, limit: int | None) -> tuple[Counter[int], int]:
     """Changed rows by the state of their old answers, and removed rows. A line of a row that was refused and is another
     one by now says nothing: the row is asked, or refused anew.
     """
-    changed = Counter(logged.state for _, logged in index.changed() if not logged.refused)
+    below = _ALL if limit is None else limit
+    changed = Counter(logged.state for row, logged in index.changed() if not logged.refused and row.n < below)
     removed = sum(1 for logged in index.strangers() if not logged.refused)
     index.drop_mended()
     return changed, removed

@@ -139,6 +139,9 @@ class Reader:
 
 
 def _is_planned(read: Request | Refusal, row: Planned) -> bool:
-    """Whether what was read is what was planned. A duplicate is known by a key of its own, not by its id's."""
-    same_key = row.kind == DUPLICATE or read.identity.key == row.key
-    return same_key and read.identity.digest == row.digest and isinstance(read, Refusal) == (row.kind == INVALID)
+    """Whether what was read is what was planned. A duplicate has a key of its own, not its id's, and may be invalid."""
+    if read.identity.digest != row.digest:
+        return False
+    if row.kind == DUPLICATE:
+        return True
+    return read.identity.key == row.key and isinstance(read, Refusal) == (row.kind == INVALID)

@@ -93,7 +93,8 @@ def _check_usage(lines: Iterable[Mapping[str, Any]], found: Books) -> None:
             **{name: sum(usage[name] for usage in usages if usage is not None) for name in SUMMED},
         }
         assert {name: line[name] for name in expected} == expected, line["model"]
-    assert {line["model"] for line in by_model} == {row["batchrouter"].get("model", "") for row in paid}
+    counted = found.results + found.errors + [row for row in found.superseded if row["batchrouter"]["attempts"]]
+    assert {line["model"] for line in by_model} == {row["batchrouter"].get("model", "") for row in counted}
 
 
 def check_questions(found: Books, rows: Iterable[Mapping[str, Any]], served: Served) -> None:
