@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from kit.world import environment, request_row, serving, write_jsonl
+from kit.world import Served, environment, request_row, run, serving, write_jsonl
 
 TESTS = Path(__file__).resolve().parents[1]
 EVERY = {"die": 1, "die-after": 3, "fail": 1}
+EVERY_AGAIN = {"die": 4, "fail": 8}
+
+
+def strike(folder: Path, served: Served, mode: str, every: int, *ended: Path) -> list[dict[str, Any]]:
+    """What became of a run whose Nth step on the disk was struck, for every `every`th N."""
+    path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-m", "kit.faulty_disk", folder / "in.jsonl", folder, served.emulator.key,
+         served.emulator.base_url, mode, str(every), *ended],
+        cwd=TESTS, env=environment({"PYTHONPATH": path}), capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("mode", ["die", "die-after", "fail"])
@@ -21,14 +36,7 @@ def test_no_step_on_the_disk_can_lose_or_double_a_row(tmp_path: Path, mode: str)
     """
     write_jsonl(tmp_path / "in.jsonl", [request_row(n) for n in range(6)])
     with serving() as served:
-        done = subprocess.run(
-            [sys.executable, "-m", "kit.faulty_disk", tmp_path / "in.jsonl", tmp_path, served.emulator.key,
-             served.emulator.base_url, mode, str(EVERY[mode])],
-            cwd=TESTS, env=environment({"PYTHONPATH": str(TESTS)}), capture_output=True, text=True, timeout=110,
-            check=False,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    cases = [json.loads(line) for line in done.stdout.splitlines()]
+        cases = strike(tmp_path, served, mode, EVERY[mode])
     assert sum(case["struck"] for case in cases) * EVERY[mode] > 40
     for case in cases:
         assert not case["lost"], case
@@ -36,3 +44,24 @@ def test_no_step_on_the_disk_can_lose_or_double_a_row(tmp_path: Path, mode: str)
         assert not case["problems"], case
         assert case["exits"][2] == 0, case
         assert case["exits"][0] in ({0, 7} if mode == "fail" else {0, 9}), case
+
+
+@pytest.mark.parametrize("mode", ["die", "fail"])
+def test_no_step_on_the_disk_can_throw_an_answer_away(tmp_path: Path, mode: str) -> None:
+    """A start that takes failed and changed rows out of the log to ask them again, struck at any of its steps: in the
+    end every row stands in the log once, and every line that stood in the log before stands in exactly one file.
+    """
+    rows = [request_row(n, "[[fault:status_400*1]] x" if n < 2 else None) for n in range(5)]
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    with serving() as served:
+        first = run("run", "in.jsonl", cwd=tmp_path, env=served.environment)
+        assert first.returncode == 1, first.stderr
+        write_jsonl(tmp_path / "in.jsonl", [*rows[:3], request_row(3, "edited"), rows[4]])
+        cases = strike(tmp_path, served, mode, EVERY_AGAIN[mode], tmp_path / "in.run")
+    assert sum(case["struck"] for case in cases) * EVERY_AGAIN[mode] > 40
+    for case in cases:
+        assert not case["lost"], case
+        assert not case["doubled"], case
+        assert not case["thrown_away"], case
+        assert not case["problems"], case
+        assert case["exits"][2] == 0, case

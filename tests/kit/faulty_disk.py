@@ -1,7 +1,8 @@
 """A run whose Nth step on the disk fails or stops dead, for every N; then recovery, which may be cut short as well.
 
-Run as a program: `python -m kit.faulty_disk INPUT FOLDER KEY BASE_URL MODE EVERY`. It prints a JSON line a case. Each
-case is a forked child, so that nothing is imported twice and a child may die as if by SIGKILL.
+Run as a program: `python -m kit.faulty_disk INPUT FOLDER KEY BASE_URL MODE EVERY [ENDED]`. It prints a JSON line a
+case. Each case is a forked child, so that nothing is imported twice and a child may die as if by SIGKILL. With ENDED, a
+run directory whose rows have ended, each case is a start on a copy of it that asks failed and changed rows again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import shutil
 import sqlite3
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,25 +115,36 @@ def one_run(inputs: Path, directory: Path, settings: Settings, key: str, strike_
     return os.waitstatus_to_exitcode(status), int(counted or 0)
 
 
+def lines_of(directory: Path, *names: str) -> list[bytes]:
+    """The lines of some of its logs, together."""
+    paths = [directory / f"{name}.jsonl" for name in names]
+    return [line for path in paths if path.exists() for line in path.read_bytes().split(b"\n")[:-1]]
+
+
 def main() -> None:
-    inputs, folder, key, base_url, mode, every = sys.argv[1:7]
-    settings = Settings(base_url=base_url, concurrency=3, checkpoint_every=0.01)
+    inputs, folder, key, base_url, mode, every, *ended = sys.argv[1:]
+    settings = Settings(base_url=base_url, concurrency=3, checkpoint_every=0.01, changed="rerun")
+    struck_settings = replace(settings, retry=("all",)) if ended else settings
     source, scratch = Path(inputs), Path(folder)
     wanted = {json.loads(line)["custom_id"] for line in source.read_text("utf-8").splitlines()}
+    paid = set(lines_of(Path(ended[0]), "results", "errors")) if ended else set()
     strike_at = 1
     while True:
         directory = scratch / f"{mode}-{strike_at}"
-        first, steps = one_run(source, directory, settings, key, strike_at, mode)
+        if ended:
+            shutil.copytree(ended[0], directory)
+        first, steps = one_run(source, directory, struck_settings, key, strike_at, mode)
         struck = first == DEAD or mode == "fail"
         reached = not steps or strike_at <= steps
         second, _ = one_run(source, directory, settings, key, 1 + strike_at * 7 % 40, "die")
         last, _ = one_run(source, directory, settings, key, 0, mode)
-        results = (directory / "results.jsonl").read_bytes()
-        ids = [json.loads(line)["custom_id"] for line in results.split(b"\n")[:-1]]
+        ids = [json.loads(line)["custom_id"] for line in lines_of(directory, "results", "errors")]
+        kept = Counter(lines_of(directory, "results", "errors", "superseded"))
         found = audit(directory)
         case = {
             "step": strike_at, "exits": [first, second, last], "problems": found.problems,
             "lost": sorted(wanted - set(ids)), "doubled": len(ids) - len(set(ids)), "struck": struck and reached,
+            "thrown_away": sum(kept[line] != 1 for line in paid),
         }  # fmt: skip
         print(json.dumps(case), flush=True)
         shutil.rmtree(directory)
