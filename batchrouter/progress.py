@@ -23,6 +23,13 @@ _LOG_EVERY_S: Final = 30.0
 _VERBOSE_EVERY_S: Final = 5.0
 _JSON_EVERY_S: Final = 1.0
 _ORDINARY: Final = {"start", "stop"}  # what people need not be told
+_IN_WORDS: Final = {
+    "circuit_open": "the endpoint seems to be down ({reason}); probing until it is back",
+    "circuit_closed": "the endpoint is back",
+    "cooldown": "rate limited: everybody pauses for {seconds:g} s",
+    "credits": "credits are spent: everybody waits for {seconds:g} s",
+    "notice": "{text}",
+}
 
 
 class Door(Protocol):
@@ -238,9 +245,9 @@ def _postfix(tally: Tally, lanes: Sequence[Shown]) -> str:
 
 def tell(event: str, about: Mapping[str, Any]) -> str:
     """An event as a line for people."""
+    if event in _IN_WORDS:
+        return f"batchrouter: {_IN_WORDS[event].format_map(about)}"
     details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items())
-    if event == "notice":
-        return f"batchrouter: {about['text']}"
     return f"batchrouter: {event.replace('_', ' ')}" + (f" ({details})" if details else "")
 
 

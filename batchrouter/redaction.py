@@ -5,6 +5,7 @@ Rules of this file: pure; text is redacted before it is cut to a length, as half
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any, Final
 from urllib.parse import quote
@@ -15,11 +16,12 @@ from batchrouter.settings import Secret
 _REDACTED: Final = b"[the key]"
 _SHORTEST_SECRET: Final = 6
 _LONGEST_WORD: Final = 12
+_ESCAPE: Final = re.compile(rb"\\u00([2-7][0-9a-fA-F])")
 
 
 class Redactor:
     """Takes keys out of bytes, texts and JSON. What local servers are given in place of a key (`test`, `EMPTY`,
-    `ollama`) is a word like any other: it is no secret, and taking it out would spoil answers that hold it.
+    `123456`) is a word or a number like any other: it is no secret, and taking it out would spoil answers that hold it.
     """
 
     def __init__(self, *keys: Secret) -> None:
@@ -38,21 +40,48 @@ class Redactor:
         """The same for a text."""
         return self(content.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
 
+    def shown(self, raw: bytes) -> str:
+        """A body that is no JSON, or was cut off, as a text without any key in it, be it spelt in JSON's escapes."""
+        plain = _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), raw).replace(b"\\/", b"/")
+        return self(plain).decode("utf-8", "replace")
+
     def loads(self, raw: bytes) -> Any:
         """The value of a JSON text, without any key in it; raises NotJson."""
-        value = jsontext.loads(self(raw))
+        value = jsontext.loads(raw)
         # Any sign may be spelt \u00…, and a slash \/: such a key shows only when it has been read.
-        return self.value(value) if b"\\u00" in raw or b"\\/" in raw else value
+        return self.value(value) if b"\\u00" in raw or b"\\/" in raw or self._is_in(raw) else value
 
     def value(self, value: Any) -> Any:
-        """The same for a JSON value that was put together here."""
-        text = jsontext.dumps(value)
-        without = self(text)
-        return value if without is text else jsontext.loads(without)
+        """The same for a JSON value, which may be changed in place."""
+        return self._cleaned(value) if self._is_in(jsontext.dumps(value)) else value
+
+    def _is_in(self, content: bytes) -> bool:
+        return any(form in content for form in self._forms)
+
+    def _cleaned(self, value: Any) -> Any:
+        """Each string by itself, names too: what spans two of them, or a number, is no key. It has no recursion to
+        run out of.
+        """
+        whole = [value]
+        left: list[Any] = [whole]
+        while left:
+            container = left.pop()
+            if type(container) is dict:
+                members = [(self.text(name), member) for name, member in container.items()]
+                container.clear()
+                container.update(members)
+            for at in list(container) if type(container) is dict else range(len(container)):
+                inner = container[at]
+                if type(inner) is str:
+                    container[at] = self.text(inner)
+                elif type(inner) in (dict, list):
+                    left.append(inner)
+        return whole[0]
 
 
 def _is_secret(text: str) -> bool:
-    return len(text) >= _SHORTEST_SECRET and not (text.isalpha() and len(text) <= _LONGEST_WORD)
+    is_word = text.isdigit() or (text.isalpha() and len(text) <= _LONGEST_WORD)
+    return len(text) >= _SHORTEST_SECRET and not is_word
 
 
 def _spellings(text: str) -> set[bytes]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Final
 
 _BY_KIND: Final = {
-    "400": "check the model's id (case matters; `batchrouter models` lists them) and the fields of the body",
+    "400": "check the fields of the body, and the model's id: case matters, `batchrouter models` lists them",
     "401": "check that the key is set correctly and has not been revoked in the dashboard",
     "402": "top up on the Credits page",
     "403": "check that the key may use this model, and what the rows say",
-    "404": "check --base-url, and the model's id (case matters; `batchrouter models` lists them)",
+    "404": "check --base-url, and the model's id: case matters, `batchrouter models` lists them",
     "429": "back off: come later, or spread the load across models",
     "500": "run them again with --retry 5xx; if it persists, try a different model or contact support",
     "timeout": "run them again with --retry timeout, and a longer --timeout or --stream",

@@ -19,6 +19,7 @@ from batchrouter.circuit import Circuit
 from batchrouter.hints import Hints
 from batchrouter.pace import Pace, Sent
 from batchrouter.records import ENDPOINT_DOWN, Halt
+from batchrouter.remedies import remedy_for
 
 _BUCKET_S: Final = 0.01  # the request bucket's depth, in seconds of its rate: a few grains of the loop's timer
 
@@ -224,9 +225,7 @@ class Throttle:
         refused_probe = self._probing == "limit" and sent.at > self._probing_since_s
         if refused_probe or (self._limited_since_s is not None and now - self._limited_since_s >= self._max_wait_s):
             self.pace.failed(now, sent)
-            return Halt(
-                ENDPOINT_DOWN, "the endpoint answers nothing but 429 (rate limited)", "later, or with another key"
-            )
+            return Halt(ENDPOINT_DOWN, "the endpoint answers nothing but 429 (rate limited)", remedy_for("429"))
         if self._limited_since_s is None:
             self._limited_since_s = now
         pause_s = self.pace.limited(now, sent, hints)

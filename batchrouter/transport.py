@@ -29,6 +29,7 @@ from batchrouter.watch import Attempt, How, Watch
 _BODY_AT_ONCE_BYTES: Final = 2**20
 _ERROR_BODY_BYTES: Final = 2**20
 _ERROR_TEXT_CHARACTERS: Final = 2000
+_SHOWN_BYTES: Final = 2**16  # of a body that is no JSON: far more than is shown, so that no key is cut in two
 _SPARE_DESCRIPTORS: Final = 64
 _BEGINNING_CHARACTERS: Final = 60
 _CATALOGUE_BYTES: Final = 16 * 2**20
@@ -239,7 +240,7 @@ class Transport:
             packed = clean(response.headers.get("Content-Encoding", "").lower())[:20]
             if packed not in _PACKINGS:
                 return Fault("bad_response", f"the answer is packed as {packed}, which was not asked for", latency_s)
-            return Fault("bad_response", f"the answer is {error}", latency_s)
+            return Fault("bad_response", f"the answer is {error}{self._beginning_of(read.raw)}", latency_s)
         if type(body) is not dict:
             return Fault("bad_response", "the answer is JSON, but no object", latency_s)
         return Reply(OK, response.headers, body, latency_s)
@@ -267,7 +268,7 @@ class Transport:
         latency_s = self._loop.time() - started
         body = assembly.result()
         if isinstance(body, Incomplete):
-            return Fault("bad_response", self._told(body), latency_s)
+            return Fault("bad_response", body.message + self._beginning_of(body.beginning), latency_s)
         if not response.closed and not content.at_eof():  # the end that follows [DONE] keeps the connection usable
             try:
                 async with asyncio.timeout(_STREAM_END_S):
@@ -276,12 +277,10 @@ class Transport:
                 response.close()
         return Reply(OK, response.headers, self._redact.value(body), latency_s, ttft_s)
 
-    def _told(self, incomplete: Incomplete) -> str:
-        """Why a stream is no answer, in one line."""
-        if not incomplete.beginning:
-            return incomplete.message
-        beginning = clean(self._redact(incomplete.beginning[:_ERROR_BODY_BYTES]).decode(errors="replace"))
-        return f"{incomplete.message}; it begins {beginning[:_BEGINNING_CHARACTERS]!r}"
+    def _beginning_of(self, raw: bytes) -> str:
+        """What something that is no answer looks like, in a few words."""
+        beginning = clean(self._redact.shown(raw[:_SHOWN_BYTES]))[:_BEGINNING_CHARACTERS]
+        return f"; it begins {beginning!r}" if beginning else ""
 
     def _error_body(self, raw: bytes) -> dict[str, Any]:
         """An error's body as a JSON object; one that is none is kept as a cleaned, short text."""
@@ -291,8 +290,8 @@ class Transport:
             body = None
         if type(body) is dict:
             return body
-        text = self._redact(raw)[: 4 * _ERROR_TEXT_CHARACTERS].decode("utf-8", "replace")
-        return {"error": {"message": clean(text)[:_ERROR_TEXT_CHARACTERS], "type": "non_json_body"}}
+        text = clean(self._redact.shown(raw[:_SHOWN_BYTES]))[:_ERROR_TEXT_CHARACTERS]
+        return {"error": {"message": text, "type": "non_json_body"}}
 
 
 def _choices_wanted(body: bytes) -> int:

@@ -66,7 +66,7 @@ def last_words(summary: Summary, command: str) -> str:
         lines.append(
             f"  {tally.truncated:,} truncated: the budget was used up, perhaps by hidden reasoning, before any text"
         )
-        lines.append(f"    {remedy_for('truncated')}")
+        lines.append(f"    fix: {remedy_for('truncated')}")
     usage = tally.usage
     if tally.attempts:
         lines.append(
@@ -94,7 +94,7 @@ def _causes(tally: Tally) -> list[str]:
     for kind, cause in kinds[:_MOST_KINDS]:
         lines.append(f"  {cause.count:,} x {kind}, for example {cause.example}")
         if remedy := remedy_for(kind):
-            lines.append(f"    {remedy}")
+            lines.append(f"    fix: {remedy}")
     if len(kinds) > _MOST_KINDS:
         rest = sum(cause.count for _, cause in kinds[_MOST_KINDS:])
         lines.append(f"  {rest:,} of {len(kinds) - _MOST_KINDS} other kinds")

@@ -118,8 +118,8 @@ def test_log_lines_come_every_30_seconds() -> None:
     shown.told("cooldown", {"seconds": 5.0})
     lines = out.getvalue().splitlines()
     assert len(lines) == 6 + 1
-    assert "cooldown" in lines[-1]
-    assert "5.0" in lines[-1]
+    assert "rate limited" in lines[-1]
+    assert "5 s" in lines[-1]
     assert all("403 of 1,000 rows" in line for line in lines[:-1])
 
 
@@ -143,12 +143,12 @@ def test_a_bar_counts_from_where_the_run_stands() -> None:
     bar.planned(1000, 900)
     bar.tick(tally(), ALL)
     bar.told("start", {})
-    bar.told("circuit_open", {})
+    bar.told("circuit_open", {"reason": "503"})
     bar.close()
     text = out.getvalue()
     assert "403/1000" in text
     assert "12,345 tokens" in text
-    assert "circuit open" in text
+    assert "the endpoint seems to be down (503)" in text
     assert "start" not in text.replace("it/s", "")
 
 
@@ -232,8 +232,12 @@ def test_times_are_short(seconds: float, text: str) -> None:
 
 
 def test_an_event_is_told_in_words() -> None:
-    """Without the underscores of programs."""
-    line = tell("circuit_open", {"in_flight": 3, "reason": "x"})
-    for words in ("circuit open", "in flight 3", "reason x"):
-        assert words in line
-    assert tell("circuit_closed", {}).rstrip(": ").endswith("circuit closed")
+    """As a person would say it; what is new in the words it has, without the underscores of programs."""
+    assert (
+        tell("circuit_open", {"reason": "x"})
+        == "batchrouter: the endpoint seems to be down (x); probing until it is back"
+    )
+    assert tell("circuit_closed", {}) == "batchrouter: the endpoint is back"
+    assert tell("cooldown", {"seconds": 3.25}) == "batchrouter: rate limited: everybody pauses for 3.25 s"
+    assert tell("notice", {"text": "look"}) == "batchrouter: look"
+    assert tell("model_gone", {"in_flight": 3, "reason": "y"}) == "batchrouter: model gone (in flight 3, reason y)"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kit.properties import unhurried
 
+from batchrouter import jsontext
 from batchrouter.redaction import Redactor
 from batchrouter.settings import Secret
 
@@ -33,13 +34,19 @@ def test_spellings_that_show_only_when_read(spelt: str) -> None:
     assert redact.loads(raw) == {"a": ["[the key]"], "[the key]": {"b": "x[the key]x"}}
 
 
+@pytest.mark.parametrize("spelt", [KEY, ESCAPED, "sk" + ESCAPED[12:], json.dumps(KEY)[1:-1].replace("/", "\\/")])
+def test_a_body_that_is_no_json_is_shown_without_it(spelt: str) -> None:
+    """Cut off, or no JSON at all: escapes are read all the same."""
+    assert Redactor(Secret(KEY)).shown(f'{{"a": "{spelt} \xe9'.encode()) == '{"a": "[the key] \xe9'
+
+
 def test_content_without_a_key_is_the_very_same() -> None:
     """Nothing is copied where there is nothing to take out."""
     content = b"nothing here" * 10
     assert Redactor(Secret(KEY))(content) is content
 
 
-@pytest.mark.parametrize("word", ["x", "test", "EMPTY", "ollama", "none", "nokeyneeded", "12345"])
+@pytest.mark.parametrize("word", ["x", "test", "EMPTY", "ollama", "none", "nokeyneeded", "12345", "1234567890"])
 def test_words_are_no_secrets(word: str) -> None:
     """What stands in place of a key is not taken out of answers that hold it by chance."""
     assert Redactor(Secret(word)).text(f"a {word} b") == f"a {word} b"
@@ -51,10 +58,20 @@ def test_short_secrets_are_secrets(secret: str) -> None:
     assert Redactor(Secret(secret)).text(f"a {secret} b") == "a [the key] b"
 
 
+def test_values_as_deep_as_can_be_read() -> None:
+    """A thousand levels down, where no recursion would come."""
+    raw = b'{"a":[' * 500 + json.dumps(KEY).encode() + b"]}" * 500
+    assert b"sk-a" not in jsontext.dumps(Redactor(Secret(KEY)).loads(raw))
+
+
 @unhurried
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=13), st.text(), st.text())
+@example("0000000000000", "\u00d0", "")  # an escape that ends as the key begins
 def test_any_key_is_taken_out_of_any_text(key: str, before: str, after: str) -> None:
-    """Whatever the key is made of, no text that holds it shows it, nor does its JSON."""
+    """Whatever the key is made of, no text that holds it shows it, nor does its JSON, which stays JSON."""
     redact = Redactor(Secret(key))
-    assert key not in redact.text(before + key + after).replace("[the key]", "")
-    assert key not in str(redact.loads(json.dumps(before + key + after).encode())).replace("[the key]", "")
+    hidden = key not in {"", "[the key]"} and not key.isdigit()
+    told = redact.text(before + key + after)
+    read = redact.loads(json.dumps({before + key + after: [before + key + after]}).encode())
+    assert read == {told: [told]}
+    assert not hidden or key not in told.replace("[the key]", "")
