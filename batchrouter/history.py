@@ -55,7 +55,8 @@ def read_entry(raw: bytes | None, start: int, state: int) -> Entry:
             raise Damaged("its id does not belong to its custom_id")
         if state not in {PENDING, ANSWERED if _is_answer(row) else FAILED}:
             raise Damaged("it stands in the wrong file")
-        logged = Logged(key, digest, state, start, refused, f"{about['file']}:{about['line']}")
+        place = f"{about['file']}:{about['line']}".encode(errors="backslashreplace").decode()
+        logged = Logged(key, digest, state, start, refused, place)
         return Entry(logged, about.get("model", ""), counted, int(about["attempts"]), row)
     except (jsontext.NotJson, KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(str(error)) from None

@@ -163,7 +163,8 @@ def _add_outdated(
         shown = ", ".join(places) + (" …" if count > len(places) else "")
         raise UsageError(
             f"{count} rows were asked before with another body: {shown}\n"
-            "ask them again with --changed rerun, keep the old answers with --changed keep, or use another run directory"
+            "ask them again with --changed rerun, keep the old answers with --changed keep, or use another run"
+            " directory"
         )
 
 

@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
-import orjson
-
+from batchrouter import jsontext
 from batchrouter.records import Tally
 
 if TYPE_CHECKING:
@@ -143,11 +142,11 @@ class JsonLines(_Showing):
     def tick(self, tally: Tally, lanes: Sequence[Shown]) -> None:
         """See Observer."""
         if self._is_time(_JSON_EVERY_S):
-            self._line(orjson.dumps({"event": "progress", **figures(tally, lanes)}).decode())
+            self._line(jsontext.dumps({"event": "progress", **figures(tally, lanes)}).decode())
 
     def told(self, event: str, about: Mapping[str, Any]) -> None:
         """See Observer."""
-        self._line(orjson.dumps({"event": event, **about}).decode())
+        self._line(jsontext.dumps({"event": event, **about}).decode())
 
 
 class Bar(_Showing):

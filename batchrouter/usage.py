@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-import orjson
-
+from batchrouter import jsontext
 from batchrouter.records import Usage
 from batchrouter.settings import Model
 
@@ -115,7 +114,7 @@ class Totals:
                 setattr(whole, name, getattr(whole, name) + getattr(total, name))
         known = [cost for cost in costs if cost is not None]
         rows.append(_line("total", "*", whole, sum(known) if known and len(known) == len(costs) else None))
-        return b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+        return b"".join(jsontext.dumps(row) + b"\n" for row in rows)
 
     def dump(self) -> dict[str, Any]:
         """As JSON for the index; `load` reads it."""

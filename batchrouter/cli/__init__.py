@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Final
@@ -65,6 +66,8 @@ def group() -> None:
 def main() -> None:
     """Entry point: a user's mistake is a line on stderr and an exit code, never a traceback."""
     _open_what_is_closed()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may hold what the terminal has no word for
     try:
         code = group.main(prog_name="batchrouter", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import orjson
 
 from batchrouter.cli.models import catalogue_of
 from batchrouter.cli.options import DEFAULT_CONFIG, settings_from, settings_options
@@ -48,7 +47,7 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], output: str | None, 
     else:
         found = preview(inputs, Path(output or default_directory(inputs[0])), settings)
     if values["json"]:
-        click.echo(orjson.dumps(asdict(found), option=orjson.OPT_INDENT_2).decode())
+        click.echo(json.dumps(asdict(found), indent=2))
     else:
         click.echo(_text(found, changed=settings.changed))
     if warning := _warning(settings, found.requests_by_model):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 import click
-import orjson
 
 from batchrouter.progress import short_time
 from batchrouter.standing import Standing, look
@@ -28,7 +28,7 @@ def command(directory: Path, watch: bool, as_json: bool) -> None:  # noqa: FBT00
     """
     while True:
         standing = look(directory)
-        click.echo(orjson.dumps(asdict(standing)).decode() if as_json else _text(standing))
+        click.echo(json.dumps(asdict(standing)) if as_json else _text(standing))
         if not watch or standing.running is None:
             return
         time.sleep(_WATCH_EVERY_S)

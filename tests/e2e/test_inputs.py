@@ -203,6 +203,33 @@ def test_verify_finds_the_inputs_from_any_folder(shell: Warm, tmp_path: Path) ->
         assert "in.jsonl" in done.stderr
 
 
+def test_names_that_are_no_text_are_names(shell: Warm, tmp_path: Path) -> None:
+    """A file whose name is no UTF-8, a model with a lone surrogate: the rows have their ends, the totals are written, a
+    rebuilt index knows them again, and every command finds words for them, on a terminal of ASCII too.
+    """
+    name = os.fsdecode(b"in\xff.jsonl")
+    odd = {"model": "odd-\ud83d", "messages": [{"role": "user", "content": "x"}]}
+    rows = [request_row(0), request_row(1)["body"], {"custom_id": "odd", "body": odd}, {"custom_id": "none"}]
+    write_jsonl(tmp_path / name, rows)
+    directory = tmp_path / os.fsdecode(b"in\xff.run")
+    with serving() as served:
+        for number in range(2):
+            env = {**served.environment, "PYTHONIOENCODING": "ascii"}
+            done = shell.run("run", name, "--progress", "json", cwd=tmp_path, env=env)
+            assert done.returncode == 1, done.stderr
+            assert "Traceback" not in done.stderr
+            for command in (("plan", name), ("status", directory), ("verify", directory)):
+                found = [shell.run(*command, cwd=tmp_path, env=env)]
+                if command[0] != "verify":
+                    found.append(shell.run(*command, "--json", cwd=tmp_path, env=env))
+                    json.loads(found[1].stdout)
+                assert [(one.returncode, one.stderr) for one in found] == [(0, "")] * len(found), command
+            for path in directory.glob("checkpoint.sqlite*"):
+                path.unlink()
+            assert served.asked == 3, number
+        books(directory)
+
+
 def test_an_input_that_cannot_be_read_again_is_refused(shell: Warm, tmp_path: Path) -> None:
     """A pipe can be read once, and a run reads its input twice: exit 2, and how to give it instead."""
     os.mkfifo(tmp_path / "in.jsonl")

@@ -175,6 +175,9 @@ def test_what_became_of_the_input_is_told_refused_kept_or_asked_again(shell: War
         asked, kept = desk.start("--changed", "keep")
         assert asked == desk.questions(new, "new-1")
         check_questions(kept, [*old, new[1]], served)
+        verified = desk.type("verify", "in.run")
+        assert verified.returncode == 0, verified.stdout
+        assert "2 rows keep their answers to other bodies" in verified.stdout
         assert desk.start("--changed", "keep") == ([], kept)
         assert desk.type("run", "in.jsonl").returncode == 2  # what was kept was kept for one start, not for good
 

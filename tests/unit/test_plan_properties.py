@@ -222,7 +222,6 @@ def test_any_edit_of_an_input_loses_and_mixes_nothing(
 
 ROWS: list[Line] = [(f"row-{n}", "bad" if n == 4 else f"question {n}") for n in range(12)]
 ROWS[6:6] = [("row-2", "another"), (None, None)]
-REFUSED = 2
 
 
 @pytest.fixture(scope="module")
