@@ -12,7 +12,7 @@ from kit.world import Served, read_jsonl, request_row, run, serving, write_jsonl
 
 from batchrouter.emulator import FAULTS
 
-QUICK = ("--timeout", "9s", "--idle-timeout", "2s", "--max-response", "3MB", "--concurrency", "12")
+QUICK = ("--timeout", "5s", "--idle-timeout", "2s", "--max-response", "3MB", "--concurrency", "12")
 
 # The row's own failure: its status and body under `response`, `error` null, one request.
 REFUSED = {f"status_{code}": code for code in (
