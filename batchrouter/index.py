@@ -51,6 +51,7 @@ _UNIQUE_PENDING: Final = (
     " EXCEPT SELECT digest FROM row WHERE state = 1 AND kind = 0"
 )
 _VALUES: Final = "(?,?,?,?,?,?,?,?,?,0,0)"
+_AT_ONCE: Final = 1000  # rows a statement, where SQLite takes that many values
 _CACHE: Final = "PRAGMA cache_size=-8192"  # KiB
 
 
@@ -155,7 +156,7 @@ class Index:
         connection.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + _SCHEMA)
         connection.execute("BEGIN")
         rows = iter(rows)
-        at_once = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(Planned._fields)
+        at_once = min(_AT_ONCE, connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(Planned._fields))
         written: Future[Any] | None = None
         # Statements of many rows cost half of what one a row does, and SQLite works them off beside the interpreter.
         with ThreadPoolExecutor(1) as writer:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import orjson
 
 from batchrouter import jsontext
-from batchrouter.compressed import decompressed
+from batchrouter.compressed import damage_told, decompressed
 from batchrouter.errors import UsageError
 from batchrouter.jsonl import LONGEST_LINE_BYTES, Line
 from batchrouter.records import Identity, Refusal, Request
@@ -307,6 +308,12 @@ class Source:
             return decompressed(self.path.open("rb", buffering=2**20), self.path)
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror}") from None
+
+    @contextmanager
+    def reading(self) -> Iterator[BinaryIO]:
+        """The file, open; what keeps it from being read on is raised as UsageError or DiskError, with its name."""
+        with self.open() as file, damage_told(self.path):
+            yield file
 
     def fingerprint(self) -> dict[str, int]:
         """What tells, without reading it, that the file is the one that was read before; raises UsageError."""

@@ -7,15 +7,12 @@ when both id and body are those that were asked.
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from batchrouter.errors import DiskError, UsageError
+from batchrouter.errors import UsageError
 from batchrouter.index import DUPLICATE, INVALID, LOG_OF, REQUEST, Index, Logged, Unusable, remove
 from batchrouter.intake import Shaping, Source, key_of_duplicate, read_identity
 from batchrouter.jsonl import read_lines
@@ -238,7 +235,7 @@ def _planned_rows(
     n = 0
     for number, source in enumerate(sources):
         label = source.label
-        with source.open() as file, _reading_of(source):
+        with source.reading() as file:
             for line in read_lines(file):
                 if not n % _CHECK_EVERY:
                     check()
@@ -249,17 +246,6 @@ def _planned_rows(
                 kind = REQUEST if model else INVALID
                 yield n, key, digest, number, line.number, line.start, line.length, kind, models[model]
                 n += 1
-
-
-@contextlib.contextmanager
-def _reading_of(source: Source) -> Iterator[None]:
-    """While inside: what keeps a source from being read on is told with its place."""
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UsageError(f"{source.path} is damaged: {error}") from None
-    except OSError as error:
-        raise DiskError(f"{source.path}: {error.strerror or error}") from None
 
 
 def refused_outcome(refusal: Refusal) -> Outcome:

@@ -26,7 +26,7 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
-HEAVY = ["click", "tqdm", "aiohttp.web", "jinja2", "pyarrow", "matplotlib", "uvloop", "zstandard", "jsonschema"]
+HEAVY = ["click", "tqdm", "aiohttp.web", "jinja2", "pyarrow", "matplotlib", "uvloop", "backports", "jsonschema"]
 
 
 def room_of(path: Path) -> str:

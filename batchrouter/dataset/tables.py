@@ -9,8 +9,6 @@ the file is an error. A CSV record ends at `\\n` or `\\r\\n`.
 from __future__ import annotations
 
 import csv
-import gzip
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, NamedTuple, Protocol
 
 from batchrouter import jsontext
-from batchrouter.errors import DiskError, UsageError
+from batchrouter.errors import UsageError
 from batchrouter.intake import Source
 from batchrouter.jsonl import LONGEST_LINE_BYTES, read_lines
 from batchrouter.retry import clean
@@ -111,25 +109,8 @@ class Table:
             case "jsonl":
                 return _survey(row.values for row in self._json_rows())
             case "csv" | "tsv":
-                with self._lines() as file:
+                with Source(self.label, self.path).reading() as file:
                     return tuple(Column(name) for name in self._header(self._records(file)))
-
-    @contextmanager
-    def _lines(self) -> Iterator[BinaryIO]:
-        """The file's bytes, decompressed; what is wrong with them is raised as UsageError or DiskError."""
-        file = Source(self.label, self.path).open()
-        try:
-            yield file
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UsageError(f"{self.path} is damaged: {error}") from None
-        except OSError as error:
-            raise DiskError(f"{self.path}: {error.strerror or error}") from None
-        except Exception as error:
-            if type(error).__module__.startswith("zstandard"):  # its error class cannot be named without the extra
-                raise UsageError(f"{self.path} is damaged: {error}") from None
-            raise
-        finally:
-            file.close()
 
     def _texts(self, file: BinaryIO) -> Iterator[str]:
         """The file's lines as texts, their ends kept; raises UsageError for what is not UTF-8."""
@@ -175,7 +156,7 @@ class Table:
             raise UsageError(f"{self.label}: {len(twins)} column names stand there twice: {twins[0]!r}; rename one")
 
     def _csv_rows(self) -> Iterator[Row]:
-        with self._lines() as file:
+        with Source(self.label, self.path).reading() as file:
             records = self._records(file)
             names = self._header(records)
             width = len(names)
@@ -189,7 +170,7 @@ class Table:
 
     def _json_rows(self) -> Iterator[Row]:
         number = 0
-        with self._lines() as file:
+        with Source(self.label, self.path).reading() as file:
             for line in read_lines(file):
                 if line.raw is None:
                     limit = f"{LONGEST_LINE_BYTES >> 20} MiB"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.scripted import chat, outcome, refused, reply, used
@@ -529,9 +530,10 @@ def test_planning_can_be_ended(place: Place) -> None:
     assert place.start() == ids(0, 1, 2)
 
 
-def test_a_damaged_gzip_file_is_an_error_of_the_input(place: Place) -> None:
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress])
+def test_a_damaged_compressed_file_is_an_error_of_the_input(place: Place, compress: Callable[[bytes], bytes]) -> None:
     """Cut short or garbled: exit 2 with the file's name, before anything is asked."""
-    content = gzip.compress("\n".join(some(500)).encode())
+    content = compress("\n".join(some(500)).encode())
     for damaged in (content[: len(content) // 2], content[:20] + b"\xff" * 50 + content[70:]):
         (place.folder / "in.jsonl").write_bytes(damaged)
         with pytest.raises(UsageError, match=r"in\.jsonl"):
