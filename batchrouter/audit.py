@@ -23,7 +23,7 @@ from batchrouter.jsonl import Line, read_lines
 from batchrouter.ledger import Ledger
 from batchrouter.plan import build_index, make
 from batchrouter.removal import take_out
-from batchrouter.settings import Model
+from batchrouter.settings import Price
 from batchrouter.usage import Totals
 
 SUPERSEDED: Final = "superseded.jsonl"
@@ -79,9 +79,14 @@ def shaping_of(about: Mapping[str, Any]) -> Shaping:
     return Shaping(settings["model"], settings["override_model"], defaults, settings["stream"])
 
 
-def prices_of(about: Mapping[str, Any]) -> dict[str, Model]:
+def prices_of(about: Mapping[str, Any]) -> dict[str, Price]:
     """The prices that the run knew."""
-    return {name: Model(**prices) for name, prices in about["models"].items()}
+    return {name: Price(**prices) for name, prices in about["models"].items()}
+
+
+def endpoints_of(about: Mapping[str, Any]) -> list[str]:
+    """The endpoints that its config file named."""
+    return [endpoint["name"] for endpoint in about.get("endpoints", ())]
 
 
 def audit(directory: Path) -> Audit:
@@ -98,7 +103,7 @@ def audit(directory: Path) -> Audit:
             _lay(index, sources, found, keeps=about["settings"].get("changed") == "keep")
         finally:
             index.close()
-    _check_usage(directory, totals, prices_of(about), found)
+    _check_usage(directory, totals.lines(prices_of(about), endpoints_of(about)), found)
     return found
 
 
@@ -125,14 +130,14 @@ def _entries(directory: Path, totals: Totals, found: Audit) -> Iterator[Logged]:
                 except Damaged as error:
                     found.add(f"{path}:{line.number}: damaged ({error}); --repair sets it aside")
                     continue
-                totals.count(entry.model, entry.usage, entry.attempts, answered=state == ANSWERED)
+                totals.count(entry.where, entry.usage, entry.attempts, answered=state == ANSWERED)
                 yield entry.logged
     path = directory / SUPERSEDED
     for line, read in _superseded(path):
         if isinstance(read, Damaged):
             found.add(f"{path}:{line.number}: damaged ({read}); --repair sets it aside")
         else:
-            totals.of(read.model).add(read.usage, read.attempts)
+            totals.of(read.where).add(read.usage, read.attempts)
 
 
 def _superseded(path: Path) -> Iterator[tuple[Line, Entry | Damaged]]:
@@ -166,10 +171,10 @@ def _lay(index: Index, sources: Sequence[Source], found: Audit, *, keeps: bool) 
     found.rows = sum(by_state)
 
 
-def _check_usage(directory: Path, totals: Totals, prices: Mapping[str, Model], found: Audit) -> None:
+def _check_usage(directory: Path, expected: bytes, found: Audit) -> None:
     path = directory / "usage.jsonl"
     content = path.read_bytes() if path.exists() else b""
-    if content == totals.lines(prices):
+    if content == expected:
         return
     if _has_ended(directory):
         found.add(f"{path} is not the sum of the rows; --repair writes it anew")
@@ -211,7 +216,7 @@ def repair(directory: Path) -> list[str]:
         plan.index.close()
         ledger.note("repair", done=len(ledger.notes))
         ledger.note("stop", reason="repaired")
-        ledger.write_usage(prices_of(about))
+        ledger.write_usage(prices_of(about), endpoints_of(about))
         return list(ledger.notes)
 
 

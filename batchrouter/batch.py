@@ -11,38 +11,32 @@ import contextlib
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from batchrouter import __version__
 from batchrouter import plan as planning
 from batchrouter.answercheck import AnswerCheck
 from batchrouter.bounds import Budget, Deadline
+from batchrouter.endpoints import Endpoints, routes_of
 from batchrouter.errors import DiskError, UsageError
-from batchrouter.index import Index, disk_faults
+from batchrouter.index import disk_faults
 from batchrouter.intake import Shaping, Source, find_sources
+from batchrouter.lanes import Lanes
 from batchrouter.ledger import Ledger
-from batchrouter.pace import Learned, Pace
 from batchrouter.plan import Plan
 from batchrouter.progress import Observer, Silence
-from batchrouter.records import Halt, Outcome, Reply, Request, Summary, Tally, Usage
+from batchrouter.records import Halt, Outcome, Request, Summary, Tally, Usage
 from batchrouter.redaction import Redactor
 from batchrouter.retry import Policy
 from batchrouter.review import Review
 from batchrouter.rows import Twins
-from batchrouter.runner import Lane, Runner, disk_halt
-from batchrouter.settings import Model, Secret, Settings
+from batchrouter.runner import Runner, disk_halt
+from batchrouter.settings import Secret, Settings
 from batchrouter.standard_input import StandardInput
-from batchrouter.throttle import Note, Slots, Throttle
-from batchrouter.transport import Catalogue, Transport, connections_for
-
-MOST_CONCURRENT: Final = 512
-_MOST_LANES: Final = 64
-_CATALOGUE_S: Final = 3.0
 
 
 class Stopped(Exception):  # noqa: N818  (it is what was asked for)
@@ -97,21 +91,23 @@ async def run_batch(
     inputs: Sequence[str],
     directory: str | Path,
     settings: Settings,
-    key: Secret,
+    key: Secret | Mapping[str, Secret],
     *,
     observer: Observer | None = None,
     control: Control | None = None,
     seed: int | None = None,
 ) -> Summary:
-    """Run or resume a batch: rows of `inputs` (paths, globs, `-`) to the endpoint, answers into `directory`.
+    """Run or resume a batch: rows of `inputs` (paths, globs, `-`) to the endpoints, answers into `directory`.
 
+    `key` is the endpoint's, or each endpoint's by its name in `settings.endpoints`.
     Calling it again with the same arguments resumes; rows that are answered or failed for good are not sent again.
     Raises UsageError (nothing was sent), BusyError, DiskError; every other end is told by `Summary.halt`.
     """
     began = time.monotonic()
     observer, control = observer or Silence(), control or Control()
     directory = Path(directory)
-    with Ledger.open(directory, redact=Redactor(key)) as ledger:
+    keys = key if isinstance(key, Mapping) else {endpoint.name: key for endpoint in settings.all_endpoints()}
+    with Ledger.open(directory, redact=Redactor(*keys.values())) as ledger:
         stdin = StandardInput(directory)
         try:
             if "-" in inputs:
@@ -135,10 +131,10 @@ async def run_batch(
                 ledger.checkpoint()()  # whoever has an end by now is not asked
                 ledger.sync_names()
                 if tally.pending:
-                    halt = await _ask(plan, settings, key, ledger, books, tally, observer, control, seed)
+                    halt = await _ask(plan, settings, keys, ledger, books, tally, observer, control, seed)
         except DiskError as error:
             halt = disk_halt(error)
-        halt = _close_books(ledger, settings.models, halt)
+        halt = _close_books(ledger, settings, halt)
         return Summary(str(directory), tally, time.monotonic() - began, halt)
 
 
@@ -188,25 +184,40 @@ def _plan(sources: Sequence[Source], settings: Settings, ledger: Ledger, check: 
             dedupe=settings.dedupe,
             check=check,
         )
-        models = plan.index.models(plan.rows.below) if settings.max_cost is not None else {}
-    unpriced = [model for model in models if model not in settings.models]
-    if unpriced:
-        raise UsageError(
-            f'--max-cost needs the price of {unpriced[0]}: [model."{unpriced[0]}"] prompt = …, completion = … (USD per'
-            " million tokens) in batchrouter.toml; nothing was sent"
-        )
+        names = plan.index.models(plan.rows.below)
+    routes = routes_of(settings)
+    routes.check(names)
+    if settings.max_cost is not None:
+        _check_prices({model for name in names for model in routes.may_meet(name)}, settings)
     if settings.strict and (plan.invalid or plan.duplicates):
         shown = [refusal.message for refusal, _ in zip(plan.rows.refusals(), range(20), strict=False)]
         raise UsageError("--strict, and there are invalid rows; nothing was sent\n" + "\n".join(shown))
     return plan
 
 
+def _check_prices(models: Collection[str], settings: Settings) -> None:
+    unpriced = sorted(set(models) - set(settings.prices))
+    if unpriced:
+        raise UsageError(
+            f'--max-cost needs the price of {unpriced[0]}: [model."{unpriced[0]}"] prompt = …, completion = … (USD per'
+            " million tokens) in batchrouter.toml; nothing was sent"
+        )
+
+
 def _about(sources: Sequence[Source], settings: Settings) -> dict[str, Any]:
     inputs = [
         {"label": source.label, "path": str(source.path.absolute()), **source.fingerprint()} for source in sources
     ]
-    models = {name: asdict(model) for name, model in settings.models.items()}
-    return {"version": __version__, "inputs": inputs, "settings": settings.shown(), "models": models}
+    return {
+        "version": __version__,
+        "inputs": inputs,
+        "settings": settings.shown(),
+        "models": {name: asdict(price) for name, price in settings.prices.items()},
+        "endpoints": [
+            {"name": endpoint.name, "base_url": endpoint.base_url, "models": endpoint.models}
+            for endpoint in settings.endpoints
+        ],
+    }
 
 
 def _record_refusals(plan: Plan, ledger: Ledger, tally: Tally) -> None:
@@ -219,7 +230,7 @@ def _record_refusals(plan: Plan, ledger: Ledger, tally: Tally) -> None:
 async def _ask(
     plan: Plan,
     settings: Settings,
-    key: Secret,
+    keys: Mapping[str, Secret],
     ledger: Ledger,
     books: _Books,
     tally: Tally,
@@ -235,11 +246,14 @@ async def _ask(
         observer.told(event, about)
 
     check = await asyncio.to_thread(AnswerCheck) if settings.check_json else None
-    async with _transport(settings, key) as transport:
-        lanes = _Lanes(settings, transport, _learned(plan.index), note, rng)
+    routes = routes_of(settings)
+    names = plan.index.models(plan.rows.below)
+    learned = plan.index.meta().get("learned", {})
+    async with Endpoints(settings, routes, keys, learned, note=note, rng=rng) as endpoints:
+        lanes = endpoints.lanes
         runner = Runner(
             plan.rows.requests(),
-            lane_of=lanes.of,
+            lanes=lanes,
             record=books.record,
             policy=Policy(settings.max_attempts, settings.max_wait),
             tally=tally,
@@ -252,18 +266,16 @@ async def _ask(
                 check,
                 settings.json_attempts,
             ),
-            budget=Budget(settings.max_tokens, settings.max_cost, settings.models),
+            budget=Budget(settings.max_tokens, settings.max_cost, settings.prices),
             deadline=_deadline(settings),
             credit_patience_s=settings.wait_for_credits or 0.0,
         )
         control.attach(runner)
-        catalogue = await _catalogue(transport, control)
-        lanes.cautious = isinstance(catalogue.refusal, Reply) and catalogue.refusal.status == 401
-        if warning := catalogue.warning(plan.index.models(plan.rows.below)):
-            note("notice", text=warning)
+        for text in await _warnings(endpoints, names, control):
+            note("notice", text=text)
         for text in ledger.notes:
             note("notice", text=text)
-        note("start", pending=tally.pending, endpoint=settings.base_url)
+        note("start", pending=tally.pending, endpoint=", ".join(each.base_url for each in settings.all_endpoints()))
         async with asyncio.TaskGroup() as group:
             over = asyncio.Event()
             keeper = group.create_task(_keep_checkpoints(ledger, settings.checkpoint_every, runner, over))
@@ -273,42 +285,27 @@ async def _ask(
             shower.cancel()
             halt = halt or await keeper
         observer.tick(tally, lanes.all)
+        tally.shares = [lane.share() for lane in lanes.all]
+        if len(tally.shares) > 1:
+            ledger.note("lanes", lanes=[share._asdict() for share in tally.shares])
         for lane in lanes.all:
             for reason, seconds in lane.throttle.lost_s.items():
                 tally.lost_s[reason] = tally.lost_s.get(reason, 0.0) + seconds
         with disk_faults(plan.index.path):
-            plan.index.put_meta({"learned": {lane.name: asdict(lane.throttle.pace.learned) for lane in lanes.all}})
+            plan.index.put_meta({"learned": learned | endpoints.learned()})
     return halt
 
 
-def _learned(index: Index) -> dict[str, Learned]:
-    """What an earlier start has learned of each lane's limit."""
-    return {name: Learned(**values) for name, values in index.meta().get("learned", {}).items()}
-
-
-async def _catalogue(transport: Transport, control: Control) -> Catalogue:
-    """The endpoint's catalogue; an empty one when the run is asked to stop meanwhile."""
-    asking = asyncio.create_task(transport.catalogue(within_s=_CATALOGUE_S))
+async def _warnings(endpoints: Endpoints, names: Mapping[str, int], control: Control) -> list[str]:
+    """What the endpoints' catalogues lack; nothing when the run is asked to stop meanwhile."""
+    asking = asyncio.create_task(endpoints.look(names))
     stopping = asyncio.create_task(control.stopping.wait())
     await asyncio.wait({asking, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if asking.done():
         return asking.result()
     asking.cancel()
-    return Catalogue(None, None)
-
-
-def _transport(settings: Settings, key: Secret) -> Transport:
-    return Transport(
-        settings.base_url,
-        key,
-        concurrency=connections_for(settings.concurrency, MOST_CONCURRENT),
-        timeout_s=settings.timeout,
-        idle_timeout_s=settings.idle_timeout,
-        max_response_bytes=settings.max_response,
-        proxy=settings.proxy,
-        ca_file=settings.ca_file,
-    )
+    return []
 
 
 def _deadline(settings: Settings) -> Deadline | None:
@@ -324,61 +321,6 @@ def _deadline(settings: Settings) -> Deadline | None:
         end += timedelta(days=end <= wall)
         bounds.append((now + (end - wall).total_seconds(), f"--until {settings.until} reached"))
     return Deadline(*min(bounds)) if bounds else None
-
-
-class _Lanes:
-    """A lane a model, as endpoints limit each model by itself; one for all where the limit was told, as it is the
-    account's. All of them together have no more in flight than `--concurrency`.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        transport: Transport,
-        learned: Mapping[str, Learned],
-        note: Note,
-        rng: random.Random,
-    ) -> None:
-        self.cautious = False  # whether the key looks wrong: then one request at a time, until one is answered
-        self._learned = learned
-        self._settings = settings
-        self._transport = transport
-        self._note = note
-        self._rng = rng
-        self._slots = Slots(transport.concurrency)
-        self._endpoint = urlsplit(settings.base_url).netloc
-        self._by_model: dict[str, Lane] = {}
-
-    @property
-    def all(self) -> list[Lane]:
-        """The lanes there are so far."""
-        return list(self._by_model.values())
-
-    def of(self, request: Request) -> Lane:
-        """The lane of a request's model."""
-        lane = self._by_model.get(request.model)
-        return lane if lane is not None else self._new(request.model)
-
-    def _new(self, model: str) -> Lane:
-        settings = self._settings
-        if settings.rpm is not None or settings.tpm is not None or len(self._by_model) >= _MOST_LANES:
-            model = ""
-            if model in self._by_model:
-                return self._by_model[model]
-        pace = Pace(
-            requests_per_s=settings.rpm and settings.rpm / 60,
-            tokens_per_s=settings.tpm and settings.tpm / 60,
-            concurrency=settings.concurrency,
-            max_concurrency=self._slots.most,
-            learned=self._learned.get(model),
-            now=asyncio.get_running_loop().time(),
-            rng=self._rng,
-        )
-        throttle = Throttle(pace, max_wait_s=settings.max_wait, note=self._note, slots=self._slots)
-        if self.cautious:
-            throttle.probe()
-        lane = self._by_model[model] = Lane(model, self._endpoint, self._transport.send, throttle)
-        return lane
 
 
 async def _keep_checkpoints(ledger: Ledger, every_s: float, runner: Runner, over: asyncio.Event) -> Halt | None:
@@ -399,18 +341,18 @@ async def _keep_checkpoints(ledger: Ledger, every_s: float, runner: Runner, over
     return None
 
 
-async def _show(observer: Observer, tally: Tally, lanes: _Lanes) -> None:
+async def _show(observer: Observer, tally: Tally, lanes: Lanes) -> None:
     while True:
         observer.tick(tally, lanes.all)
         await asyncio.sleep(_TICK_S)
 
 
-def _close_books(ledger: Ledger, prices: Mapping[str, Model], halt: Halt | None) -> Halt | None:
+def _close_books(ledger: Ledger, settings: Settings, halt: Halt | None) -> Halt | None:
     """The last checkpoint and the totals; a disk that fails now is the reason, if there is none yet."""
     try:
         ledger.note("stop", reason=halt.reason if halt else "all rows have ended")
         ledger.checkpoint()()
-        ledger.write_usage(prices)
+        ledger.write_usage(settings.prices, [endpoint.name for endpoint in settings.endpoints])
     except DiskError as error:
         return halt or disk_halt(error)
     return halt

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchrouter.records import Halt, Request, Usage
-from batchrouter.settings import Model
+from batchrouter.settings import Price
 
 BOUND_REACHED: Final = 6
 _UNSEEN_ANSWER_TOKENS: Final = 512
@@ -23,19 +23,20 @@ _SPREAD: Final = 1.25  # above the densest prompt seen so far
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What a request in flight may use at most."""
+    """What a request in flight to `model` may use at most."""
 
     tokens: int
     cost: float
+    model: str
 
 
 class Budget:
     """Tokens and money of one start (None: no bound). `reserve` before sending, `settle` after each attempt."""
 
-    def __init__(self, max_tokens: int | None, max_cost: float | None, models: Mapping[str, Model]) -> None:
+    def __init__(self, max_tokens: int | None, max_cost: float | None, prices: Mapping[str, Price]) -> None:
         self._max_tokens = max_tokens
         self._max_cost = max_cost
-        self._models = models
+        self._prices = prices
         self._tokens = 0
         self._cost = 0.0
         self._reserved = 0
@@ -52,12 +53,12 @@ class Budget:
         """Whether something is in flight: its end may make room."""
         return self._reserved > 0
 
-    def reserve(self, request: Request) -> Reservation | None:
-        """Set aside what a request may use at most; None where the bounds have no room for it."""
+    def reserve(self, request: Request, model: str) -> Reservation | None:
+        """Set aside what a request of `model` may use at most; None where the bounds have no room for it."""
         prompt = int(len(request.body) * (self._density * _SPREAD or 1 / _BYTES_A_TOKEN)) + 1
         answer = request.answer_tokens or self._likely_answer()
-        model = self._models.get(request.model)
-        cost = model.cost(prompt, 0, answer) if model is not None else 0.0
+        price = self._prices.get(model)
+        cost = price.cost(prompt, 0, answer) if price is not None else 0.0
         if self._max_tokens is not None and self._tokens + prompt + answer > self._max_tokens:
             return None
         if self._max_cost is not None and self._cost + cost > self._max_cost:
@@ -65,30 +66,36 @@ class Budget:
         self._tokens += prompt + answer
         self._cost += cost
         self._reserved += 1
-        return Reservation(prompt + answer, cost)
+        return Reservation(prompt + answer, cost, model)
 
     def _likely_answer(self) -> int:
         if not self._longest_answer:
             return _UNSEEN_ANSWER_TOKENS
         return max(_LEAST_ANSWER_TOKENS, 2 * self._longest_answer)
 
+    def release(self, reservation: Reservation | None) -> None:
+        """Give a reservation back: its request did not leave."""
+        if reservation is not None:
+            self._reserved -= 1
+            self._tokens -= reservation.tokens
+            self._cost -= reservation.cost
+
     def settle(self, reservation: Reservation, request: Request, used: Usage | None, *, answered: bool) -> None:
         """Exchange a reservation for what was used. An answer that told no usage is taken at its worst, a failure that
         told none at nothing.
         """
-        self._reserved -= 1
         if used is None and answered:
+            self._reserved -= 1
             return
-        self._tokens -= reservation.tokens
-        self._cost -= reservation.cost
+        self.release(reservation)
         if used is None:
             return
         self._tokens += used.total_tokens
         self._longest_answer = max(self._longest_answer, used.completion_tokens)
         self._density = max(self._density, used.prompt_tokens / len(request.body))
-        model = self._models.get(request.model)
-        if model is not None:
-            self._cost += model.cost(used.prompt_tokens, used.cached_tokens, used.completion_tokens)
+        price = self._prices.get(reservation.model)
+        if price is not None:
+            self._cost += price.cost(used.prompt_tokens, used.cached_tokens, used.completion_tokens)
 
     def halt(self) -> Halt:
         """The stop that no room left means."""

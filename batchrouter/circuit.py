@@ -16,6 +16,8 @@ _MOST: Final = 40  # … so many failed
 _FIRST_PROBE_S: Final = 0.5
 _PROBE_GROWTH: Final = 1.6
 _LONGEST_PROBE_GAP_S: Final = 4.5  # an outage's end is noticed within 5 s
+_FIRST_REFUSED_PROBE_S: Final = 2.0  # who refuses us is asked less often
+_LONGEST_REFUSED_GAP_S: Final = 30.0
 
 
 class Circuit:
@@ -24,6 +26,7 @@ class Circuit:
     def __init__(self) -> None:
         self._recent: deque[tuple[int | None, bool]] = deque(maxlen=_MOST_OF)
         self._gap_s = 0.0
+        self._longest_gap_s = _LONGEST_PROBE_GAP_S
         self._next_probe_s = 0.0
         self.open_since: float | None = None
         self.answers = 0
@@ -57,10 +60,18 @@ class Circuit:
         self._recent.append((row, True))
         if not self._has_cause():
             return False
-        self.open_since = now
-        self._gap_s = _FIRST_PROBE_S
-        self._next_probe_s = now + self._gap_s
+        self._open(now, _FIRST_PROBE_S, _LONGEST_PROBE_GAP_S)
         return True
+
+    def shut(self, now: float) -> None:
+        """Open it whatever was counted, as the endpoint refuses us; one that is open stays so."""
+        if self.open_since is None:
+            self._open(now, _FIRST_REFUSED_PROBE_S, _LONGEST_REFUSED_GAP_S)
+
+    def _open(self, now: float, gap_s: float, longest_gap_s: float) -> None:
+        self.open_since = now
+        self._gap_s, self._longest_gap_s = gap_s, longest_gap_s
+        self._next_probe_s = now + gap_s
 
     def _has_cause(self) -> bool:
         recent = self._recent
@@ -71,12 +82,12 @@ class Circuit:
         return len(last) == _ALL_OF and all(failed for _, failed in last) and _are_many([row for row, _ in last])
 
     def probe_in_s(self, now: float) -> float:
-        """Seconds until the next probe may leave (0: now)."""
-        return max(0.0, self._next_probe_s - now)
+        """Seconds until the next probe may leave (0: now, or none is needed)."""
+        return 0.0 if self.open_since is None else max(0.0, self._next_probe_s - now)
 
     def probed(self, now: float) -> None:
         """A probe leaves; the next one waits longer."""
-        self._gap_s = min(_LONGEST_PROBE_GAP_S, self._gap_s * _PROBE_GROWTH)
+        self._gap_s = min(self._longest_gap_s, self._gap_s * _PROBE_GROWTH)
         self._next_probe_s = now + self._gap_s
 
 

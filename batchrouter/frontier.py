@@ -12,13 +12,15 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from batchrouter.bounds import Reservation
 from batchrouter.records import Request, Usage
+from batchrouter.routing import Route
 
 MOST_WAITING_BYTES: Final = 32 * 2**20
 _RETRIES_A_ROW: Final = 0.1  # of what is asked while fresh rows are left, retries are at most a tenth …
+_PARKED_AT_ONCE: Final = 64  # rows drawn for other lanes before those have their turn
 _RETRIES_AT_ONCE: Final = 10.0  # … and this many more at once, so that a few rows in trouble need not wait
 
 
@@ -38,6 +40,12 @@ class Job:
     suspect: bool = False
     usage: Usage | None = None
     reservation: Reservation | None = None
+    names: tuple[str, ...] = ()  # the model or pool that it is asked of and those after it; empty: as the row says
+    route: Route | None = None  # the way it takes, and the request as it is sent there
+    sending: Request = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sending = self.request
 
 
 @dataclass(slots=True, eq=False)
@@ -68,19 +76,26 @@ class _Queue:
         self.wake_one()
 
 
-def _one_lane(_: Request) -> Hashable:
-    return None
+def _one_lane(_: Job) -> tuple[Hashable, float]:
+    return None, 0.0
 
 
 class Frontier:
     """The rows of a run still to be asked. `next` hands one out; `done` or `put_back` takes it off the books.
 
-    `lane_of` says on which lane a fresh row is asked.
+    `place` says on which lane a fresh row is asked, and when it is due there; `may_draw` whether a lane's workers draw
+    fresh rows at all.
     """
 
-    def __init__(self, fresh: Iterator[Request], lane_of: Callable[[Request], Hashable] = _one_lane) -> None:
+    def __init__(
+        self,
+        fresh: Iterator[Request],
+        place: Callable[[Job], tuple[Hashable, float]] = _one_lane,
+        may_draw: Callable[[Any], bool] = lambda _: True,
+    ) -> None:
         self._fresh: Iterator[Request] | None = fresh
-        self._lane_of = lane_of
+        self._place = place
+        self._may_draw = may_draw
         self._queues: dict[Hashable, _Queue] = {}
         self._waiting_bytes = 0
         self._sequence = 0
@@ -93,9 +108,26 @@ class Frontier:
         """Rows that wait for their retry, or for a worker of their lane."""
         return sum(len(queue.waiting) for queue in self._queues.values())
 
-    def jobs_waiting(self, lane: Hashable = None) -> Iterator[Job]:
-        """The rows that wait on a lane, in no order."""
-        return (job for _, _, job in self._queue(lane).waiting)
+    @property
+    def has_fresh(self) -> bool:
+        """Whether there are rows that nobody has drawn yet, and room for them."""
+        return self._fresh is not None and self._has_room()
+
+    def backlog(self, lane: Hashable = None) -> int:
+        """Rows that wait on a lane, due or not."""
+        queue = self._queues.get(lane)
+        return 0 if queue is None else len(queue.waiting)
+
+    def waiting_on(self, lane: Hashable = None) -> list[tuple[float, Job]]:
+        """The rows that wait on a lane, each with when it is due, the first one first."""
+        return [(due_s, job) for due_s, _, job in sorted(self._queue(lane).waiting)]
+
+    def take_all(self, lane: Hashable = None) -> list[tuple[float, Job]]:
+        """The same rows, taken from the lane."""
+        taken = self.waiting_on(lane)
+        self._queue(lane).waiting.clear()
+        self._waiting_bytes -= sum(len(job.request.body) for _, job in taken)
+        return taken
 
     def _queue(self, lane: Hashable) -> _Queue:
         queue = self._queues.get(lane)
@@ -109,20 +141,24 @@ class Frontier:
         if request is None:
             self._fresh = None
         else:
-            self.add(Job(request), 0.0, self._lane_of(request))
+            self._park(Job(request))
 
     async def next(self, lane: Hashable = None) -> Job | None:
         """The next row to ask on a lane; None when no row is left, or none is to be asked any more."""
         queue = self._queue(lane)
         while not self._closed:
-            job = self._due(queue) or self._draw(lane)
+            draws = self._may_draw(lane)
+            job = self._due(queue) or (self._draw(lane) if draws else None)
             if job is not None:
                 self._out += 1
                 return job
             if self._fresh is None and not self._out and not self.waiting:
                 self.close()
                 break
-            await self._something_due(queue)
+            if self.has_fresh and draws:
+                await asyncio.sleep(0)  # rows for other lanes were drawn, many of them: let those go on
+            else:
+                await self._something_due(queue)
         return None
 
     def _due(self, queue: _Queue) -> Job | None:
@@ -147,18 +183,25 @@ class Frontier:
 
     def _draw(self, lane: Hashable) -> Job | None:
         """A fresh row of this lane, if there is one; those of other lanes that come before it are parked there."""
-        while self._fresh is not None and self._has_room():
+        parked = 0
+        while self._fresh is not None and self._has_room() and parked < _PARKED_AT_ONCE:
             request = next(self._fresh, None)
             if request is None:
                 self._fresh = None
                 self._wake_all()  # what the budget held back may go now, and who waits in vain may leave
                 return None
             self._retries_left = min(_RETRIES_AT_ONCE, self._retries_left + _RETRIES_A_ROW)
-            its_lane = self._lane_of(request)
-            if its_lane == lane:
-                return Job(request)
-            self.add(Job(request), 0.0, its_lane)
+            job = Job(request)
+            its_lane, due_s = self._place(job)
+            if its_lane is lane and not due_s:
+                return job
+            self.add(job, due_s, its_lane)
+            parked += 1
         return None
+
+    def _park(self, job: Job) -> None:
+        lane, due_s = self._place(job)
+        self.add(job, due_s, lane)
 
     async def _something_due(self, queue: _Queue) -> None:
         idle = asyncio.get_running_loop().create_future()
@@ -190,6 +233,12 @@ class Frontier:
         self._waiting_bytes += len(job.request.body)
         if not self._closed:
             queue.arm()
+
+    def wake(self, lane: Hashable) -> None:
+        """A lane may draw again: its idle workers have a look."""
+        queue = self._queue(lane)
+        for _ in range(len(queue.idle)):
+            queue.wake_one()
 
     def close(self) -> None:
         """Hand out nothing more: whoever waits in `next` gets None."""

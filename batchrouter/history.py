@@ -29,10 +29,10 @@ class Damaged(ValueError):  # noqa: N818  (a finding about a line)
 
 
 class Entry(NamedTuple):
-    """A line of a log: whose it is, what the totals count, and the row itself."""
+    """A line of a log: whose it is, what the totals count (`where` is its model and endpoint), and the row itself."""
 
     logged: Logged
-    model: str
+    where: tuple[str, str]
     usage: Usage | None
     attempts: int
     row: dict[str, Any]
@@ -57,7 +57,8 @@ def read_entry(raw: bytes | None, start: int, state: int) -> Entry:
             raise Damaged("it stands in the wrong file")
         place = f"{about['file']}:{about['line']}".encode(errors="backslashreplace").decode()
         logged = Logged(key, digest, state, start, refused, place)
-        return Entry(logged, about.get("model", ""), counted, int(about["attempts"]), row)
+        where = (about.get("model", ""), about.get("endpoint", ""))
+        return Entry(logged, where, counted, int(about["attempts"]), row)
     except (jsontext.NotJson, KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(str(error)) from None
 

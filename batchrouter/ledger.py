@@ -34,7 +34,7 @@ from batchrouter.jsonl import (
 )
 from batchrouter.records import Outcome, Refusal, Reply, Request, Usage
 from batchrouter.removal import finish_interrupted, take_out
-from batchrouter.settings import Model
+from batchrouter.settings import Price
 from batchrouter.usage import Totals
 
 _SHOWN: Final = 20
@@ -122,7 +122,7 @@ class Ledger:
             last_good = -1
             for entry in self._entries(log.path, state, marks[log.path.stem][0] if marks else 0, bad):
                 last_good = entry.logged.at
-                self.totals.count(entry.model, entry.usage, entry.attempts, answered=state == ANSWERED)
+                self.totals.count(entry.where, entry.usage, entry.attempts, answered=state == ANSWERED)
                 yield entry.logged
             tail = [start for start in bad if start > last_good]
             if tail:
@@ -144,7 +144,7 @@ class Ledger:
         path = self.directory / "superseded.jsonl"
         if path.exists():
             for entry in self._entries(path, PENDING, 0, []):
-                self.totals.of(entry.model).add(entry.usage, entry.attempts)
+                self.totals.of(entry.where).add(entry.usage, entry.attempts)
 
     def set_damage_aside(self) -> bool:
         """Move damaged lines that `replay` met to damaged.jsonl; true if there were any, and all is to be replayed."""
@@ -204,7 +204,8 @@ class Ledger:
         except OSError as error:
             raise DiskError(f"{log.path}: {error.strerror}; what was recorded is whole") from None
         self._done.append((outcome.request.n, state, at))
-        self.totals.count(outcome.model, outcome.usage, outcome.attempts, answered=state == ANSWERED)
+        where = (outcome.model, outcome.endpoint)
+        self.totals.count(where, outcome.usage, outcome.attempts, answered=state == ANSWERED)
         return 1
 
     def answer_for(self, twin: Request, at: int) -> Outcome | None:
@@ -259,7 +260,7 @@ class Ledger:
         """
         done, self._done = self._done, []
         sizes = (self.results.size, self.errors.size)
-        totals = self.totals.dump() if done else {}
+        totals = self.totals.dump() if done else []
 
         def make_durable() -> None:
             if self._failure is not None:
@@ -283,9 +284,7 @@ class Ledger:
             except OSError as error:
                 raise DiskError(f"{log.path}: syncing to the disk failed: {error.strerror}") from None
 
-    def _book(
-        self, index: Index, done: list[tuple[int, int, int]], sizes: tuple[int, int], totals: dict[str, Any]
-    ) -> None:
+    def _book(self, index: Index, done: list[tuple[int, int, int]], sizes: tuple[int, int], totals: list[Any]) -> None:
         marks = {
             log.path.stem: [size, tail_digest(log.path, size)]
             for log, size in zip((self.results, self.errors), sizes, strict=True)
@@ -297,9 +296,9 @@ class Ledger:
                 f"{index.path}: {error}; what was recorded is whole, and the index will be rebuilt"
             ) from None
 
-    def write_usage(self, prices: Mapping[str, Model]) -> None:
+    def write_usage(self, prices: Mapping[str, Price], endpoints: Collection[str] = ()) -> None:
         """Replace usage.jsonl by the totals as they stand; raises DiskError."""
-        self._replace("usage.jsonl", self.totals.lines(prices))
+        self._replace("usage.jsonl", self.totals.lines(prices, endpoints))
 
     def write_run(self, about: Mapping[str, Any]) -> None:
         """Replace run.json; raises DiskError."""

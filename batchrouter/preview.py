@@ -25,7 +25,7 @@ from batchrouter.jsonl import read_lines
 from batchrouter.plan import build_index
 from batchrouter.records import Request
 from batchrouter.rows import Rows
-from batchrouter.settings import Model, Settings
+from batchrouter.settings import Price, Settings
 from batchrouter.standard_input import StandardInput
 from batchrouter.usage import Total, Totals
 
@@ -35,7 +35,7 @@ _UNBOUNDED_ANSWER_TOKENS: Final = 4096  # what an answer is reckoned at, at wors
 _LIKELY_ANSWER_TOKENS: Final = 256  # before any answer was seen; less where the row allows less
 _LIKELY_BYTES_A_TOKEN: Final = 4
 _LEAST_BYTES_A_TOKEN: Final = 2
-_FREE: Final = Model(prompt=0.0, completion=0.0)
+_FREE: Final = Price(prompt=0.0, completion=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,9 @@ class Preview:
 
 @dataclass(slots=True)
 class _Share:
-    """What the rows of one model are expected to come to."""
+    """What the rows of one name are expected to come to, at the prices of its models."""
 
+    prices: list[Price]
     requests: int = 0
     tokens: float = 0.0
     worst_cost: float = 0.0
@@ -195,7 +196,7 @@ def _logged(directory: Path, totals: Totals, retry: Sequence[str], marks: Mappin
                     entry = read_entry(line.raw, line.start, state)
                 except Damaged:
                     continue
-                totals.count(entry.model, entry.usage, entry.attempts, answered=state == ANSWERED)
+                totals.count(entry.where, entry.usage, entry.attempts, answered=state == ANSWERED)
                 if not any(is_of_class(entry.row, wanted) for wanted in retry):
                     yield entry.logged
 
@@ -212,9 +213,10 @@ def _counted(laid: _Laid, sources: Sequence[Source], settings: Settings, likely_
     if settings.dedupe:
         requests = (request for request in requests if not any(True for _ in index.answers_to(request.identity.digest)))
     shares = _expected(requests, settings, likely_answer_tokens)
-    for model, share in shares.items():
-        _learn_from(laid.totals.by_model.get(model), share, settings.models.get(model, _FREE))
-    has_prices = bool(settings.models) and shares.keys() <= settings.models.keys()
+    for name, share in shares.items():
+        for model in settings.pools.get(name, (name,)):
+            _learn_from(laid.totals.of_model(model), share, settings.prices.get(model, _FREE))
+    has_prices = bool(settings.prices) and all(_prices(settings, name) for name in shares)
     return Preview(
         rows=below,
         new=sum(models.values()),
@@ -240,22 +242,28 @@ def _expected(requests: Iterator[Request], settings: Settings, likely_answer_tok
     for request in requests:
         share = shares.get(request.model)
         if share is None:
-            share = shares[request.model] = _Share()
-        price = settings.models.get(request.model, _FREE)
+            share = shares[request.model] = _Share(_prices(settings, request.model) or [_FREE])
+        prices = share.prices
         size = len(request.body)
         prompt = size // _LIKELY_BYTES_A_TOKEN
         answer = min(request.answer_tokens or likely_answer_tokens, likely_answer_tokens)
         most = request.answer_tokens or _UNBOUNDED_ANSWER_TOKENS
         share.requests += 1
         share.tokens += prompt + answer
-        share.likely_cost += price.cost(prompt, 0, answer)
-        share.worst_cost += answers * price.cost(size // _LEAST_BYTES_A_TOKEN, 0, most)
+        share.likely_cost += sum(price.cost(prompt, 0, answer) for price in prices) / len(prices)
+        share.worst_cost += answers * max(price.cost(size // _LEAST_BYTES_A_TOKEN, 0, most) for price in prices)
     return shares
 
 
-def _learn_from(before: Total | None, share: _Share, price: Model) -> None:
+def _prices(settings: Settings, name: str) -> list[Price]:
+    """The prices of the models that a name means; none where one of them is not known."""
+    prices = [settings.prices.get(model) for model in settings.pools.get(name, (name,))]
+    return [price for price in prices if price is not None] if None not in prices else []
+
+
+def _learn_from(before: Total, share: _Share, price: Price) -> None:
     """Let the rows answered before say what a row takes, where there are any."""
-    if before is None or not before.succeeded or not before.total_tokens:
+    if not before.succeeded or not before.total_tokens:
         return
     a_row = share.requests / before.succeeded
     share.tokens = before.total_tokens * a_row
@@ -263,18 +271,35 @@ def _learn_from(before: Total | None, share: _Share, price: Model) -> None:
 
 
 def _duration_s(shares: Mapping[str, _Share], settings: Settings, learned: Mapping[str, Any]) -> float | None:
-    """How long it takes at least: limits that are given hold for all rows together, those learned for a model's."""
-    if settings.rpm is not None or settings.tpm is not None:
+    """How long it takes at least: limits that are given hold for all rows together, those learned for a model's; what
+    several endpoints or models of a pool allow is added up.
+    """
+    endpoints = settings.all_endpoints()
+    told = [endpoint for endpoint in endpoints if endpoint.rpm is not None or endpoint.tpm is not None]
+    if len(told) == len(endpoints):
         requests = sum(share.requests for share in shares.values())
         tokens = sum(share.tokens for share in shares.values())
-        return max(60 * amount / limit for amount, limit in ((requests, settings.rpm), (tokens, settings.tpm)) if limit)
-    bounds = [
-        amount / limit
-        for model, share in shares.items()
-        for amount, limit in (
-            (share.requests, learned.get(model, {}).get("requests_per_s")),
-            (share.tokens, learned.get(model, {}).get("tokens_per_s")),
-        )
-        if limit
-    ]
+        per_minute = ((requests, [each.rpm for each in told]), (tokens, [each.tpm for each in told]))
+        bounds = [60 * amount / sum(filter(None, limits)) for amount, limits in per_minute if None not in limits]
+    else:
+        bounds = [
+            amount / limit
+            for name, share in shares.items()
+            for amount, limit in (
+                (share.requests, _learned_limit(learned, settings, name, "requests_per_s")),
+                (share.tokens, _learned_limit(learned, settings, name, "tokens_per_s")),
+            )
+            if limit
+        ]
     return max(bounds) if bounds else None
+
+
+def _learned_limit(learned: Mapping[str, Any], settings: Settings, name: str, what: str) -> float:
+    """What was learned of all ways that rows of this name may go; 0 where of one of them nothing was."""
+    limits = [
+        learned.get(f"{endpoint.base_url} {model}", {}).get(what)
+        for endpoint in settings.all_endpoints()
+        for model in settings.pools.get(name, (name,))
+        if endpoint.models is None or model in endpoint.models
+    ]
+    return 0.0 if None in limits else float(sum(limits))

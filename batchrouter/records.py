@@ -37,7 +37,13 @@ class Usage(NamedTuple):
 
     def plus(self, other: Usage) -> Usage:
         """The two together, as two attempts of one row are."""
-        return Usage(*(a + b for a, b in zip(self, other, strict=True)))
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.total_tokens + other.total_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
 
 
 class Identity(NamedTuple):
@@ -139,9 +145,20 @@ class Halt:
     remedy: str = ""
 
 
+class Share(NamedTuple):
+    """What one way to the answers did in a start, and how it is: `state` is empty where nothing holds it up."""
+
+    name: str
+    answered: int
+    failed: int
+    state: str
+
+
 @dataclass(slots=True)
 class Tally:
-    """What a run has done so far: counted by the runner, read by whoever shows it. Never grows with the rows."""
+    """What a run has done so far: counted by the runner, read by whoever shows it. Never grows with the rows.
+    `moved` are the rows that went from one model to another that stands in for it, `shares` what each lane did.
+    """
 
     rows: int = 0
     answered: int = 0
@@ -157,6 +174,8 @@ class Tally:
     unknown_usage: int = 0
     causes: dict[str, Cause] = field(default_factory=dict)
     lost_s: dict[str, float] = field(default_factory=dict)
+    moved: dict[tuple[str, str], int] = field(default_factory=dict)
+    shares: list[Share] = field(default_factory=list)
     state: str = "starting"
 
     @property

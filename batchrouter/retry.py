@@ -288,3 +288,18 @@ def clean(text: str) -> str:
     """Text of a peer's, safe for a terminal: one line, without control characters or lone surrogates."""
     spaced = "".join(sign if sign.isprintable() else " " for sign in text)
     return " ".join(spaced.split())
+
+
+def is_model_gone(reply: Reply) -> bool:
+    """Whether an answer says that there is no such model (any more): no fault of the row, if another may stand in."""
+    return reply.status == 404 and (
+        error_code_of(reply).endswith("model_not_found") or "model" in message_of(reply.body)
+    )
+
+
+def is_too_long(reply: Reply) -> bool:
+    """Whether an answer says that the row is longer than its model's context."""
+    if reply.status not in {400, 413}:
+        return False
+    text = message_of(reply.body).lower()
+    return error_code_of(reply).endswith("context_length_exceeded") or "context length" in text or "too long" in text

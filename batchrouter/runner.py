@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal, Protocol
 
 from batchrouter.bounds import Budget, Deadline
@@ -19,6 +19,7 @@ from batchrouter.errors import BatchrouterError, DiskError
 from batchrouter.frontier import Frontier, Job
 from batchrouter.hints import read_hints
 from batchrouter.jury import Failure, Jury
+from batchrouter.lanes import Lane, Lanes, Place
 from batchrouter.pace import Sent
 from batchrouter.records import (
     CREDITS_SPENT,
@@ -42,12 +43,13 @@ from batchrouter.retry import (
     Stop,
     Verdict,
     error_code_of,
+    is_model_gone,
+    is_too_long,
     judge,
     message_of,
     unwrapped,
 )
 from batchrouter.review import Review
-from batchrouter.throttle import Throttle
 from batchrouter.usage import read_usage
 
 _CLOCK_S: Final = 0.1
@@ -63,36 +65,17 @@ class Record(Protocol):
         ...
 
 
-class Send(Protocol):
-    """What brings a request to the endpoint (`Transport.send`); a peer's failure is data."""
-
-    async def __call__(self, request: Request) -> Reply | Fault:
-        """Send one, read its answer."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """One way to the answers, with its own limit and health: an endpoint, and what it is asked for there."""
-
-    name: str
-    endpoint: str
-    send: Send
-    throttle: Throttle
-    workers: int = 0
-
-
 class Runner:
     """One run over one iterator of requests. `run` it once; `stop` and `abort` end it early.
 
-    `lane_of` says on which lane a row is asked; a lane has as many workers as its pace allows.
+    `lanes` says on which of them a row is asked; a lane has as many workers as its pace allows.
     """
 
     def __init__(
         self,
         requests: Iterator[Request],
         *,
-        lane_of: Callable[[Request], Lane],
+        lanes: Lanes,
         record: Record,
         policy: Policy,
         tally: Tally,
@@ -105,8 +88,9 @@ class Runner:
         credit_patience_s: float = 0.0,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._frontier = Frontier(requests, self._lane_for)
-        self._lane_of = lane_of
+        self._frontier = Frontier(requests, self._place, lanes.may_draw)
+        self._lanes = lanes
+        lanes.backlog = self._frontier.backlog
         self._record = record
         self._policy = policy
         self._tally = tally
@@ -167,12 +151,26 @@ class Runner:
 
     # --- the pool --------------------------------------------------------------------------------------------------
 
-    def _lane_for(self, request: Request) -> Lane:
-        """The lane of a fresh row; a lane that had none so far gets its workers."""
-        lane = self._lane_of(request)
+    def _place(self, job: Job) -> tuple[Lane, float]:
+        """The lane that a row takes now, and when it is due there; one that had none so far gets its workers."""
+        self._lanes.may_probe = self._frontier.has_fresh
+        lane, due_s = self._lanes.place(job, asyncio.get_running_loop().time())
         if not lane.workers:
             self._hire(lane)
-        return lane
+        return lane, due_s
+
+    def _put_back(self, job: Job, due_s: float) -> None:
+        """A row that was out is to be asked again, not before `due_s`, on the lane that is best for it by now."""
+        lane, earliest_s = self._place(job)
+        self._frontier.put_back(job, max(due_s, earliest_s), lane)
+
+    def _move_away(self, place: Place) -> None:
+        """An endpoint, or a lane of it, closed: what waits there goes where it is better."""
+        for lane in self._lanes.all:
+            if lane.place is place and lane.is_closed:
+                for due_s, job in self._frontier.take_all(lane):
+                    other, earliest_s = self._place(job)
+                    self._frontier.add(job, max(due_s, earliest_s), other)
 
     def _hire(self, lane: Lane) -> None:
         """Have as many workers as may be in flight."""
@@ -186,7 +184,7 @@ class Runner:
     async def _work(self, lane: Lane) -> None:
         worker = asyncio.current_task()
         assert worker is not None  # noqa: S101  (a coroutine runs in a task)
-        throttle, tally = lane.throttle, self._tally
+        throttle, tally, send = lane.throttle, self._tally, lane.place.send
         try:
             while lane.workers <= throttle.pace.concurrency:
                 job = await self._frontier.next(lane)
@@ -194,13 +192,22 @@ class Runner:
                     return
                 if self._budget.is_bounded and not await self._reserve(job):
                     return
-                sent = await throttle.admit(job.request.tokens)
+                tokens = job.request.tokens
+                sent = await (
+                    throttle.admit_unless(partial(self._lanes.has_way_out, job), tokens)
+                    if self._lanes.is_plural
+                    else throttle.admit(tokens)
+                )
+                if sent is None:
+                    self._budget.release(job.reservation)
+                    self._put_back(job, 0.0)
+                    continue
                 self._workers[worker] = True
                 tally.in_flight += 1
                 tally.attempts += 1
                 job.attempts += 1
                 try:
-                    answer = await lane.send(job.request)
+                    answer = await send(job.sending)
                 finally:
                     tally.in_flight -= 1
                     throttle.left()
@@ -214,7 +221,7 @@ class Runner:
 
     async def _reserve(self, job: Job) -> bool:
         """Set aside what a request may cost at worst; false when the run's bounds have no room for it any more."""
-        while (reservation := self._budget.reserve(job.request)) is None:
+        while (reservation := self._budget.reserve(job.request, _model_of(job))) is None:
             if not self._budget.has_reservations:
                 self.stop(self._budget.halt())
                 return False
@@ -227,9 +234,24 @@ class Runner:
         """Stop in time for what is in flight to end by the deadline."""
         loop = asyncio.get_running_loop()
         halt = None if self._deadline is None else self._deadline.passed(loop.time())
+        halt = halt or self._dead_end(loop.time())
         if halt is not None:
             self.stop(halt)
         self._clock = loop.call_later(_CLOCK_S, self._look_at_clock)
+
+    def _dead_end(self, now: float) -> Halt | None:
+        """The stop, where nothing goes on but what waits for an endpoint that is down too long, or refuses us."""
+        lanes = self._lanes
+        down_s = now - lanes.down_since()
+        if down_s < self._max_outage_s and lanes.halt() is None:
+            return None
+        if self._frontier.has_fresh or not lanes.is_idle():
+            return None if lanes.is_plural or down_s < self._max_outage_s else self._outage()
+        return lanes.halt() or self._outage()
+
+    def _outage(self) -> Halt:
+        reason = f"the endpoint has been down for {self._max_outage_s:g} s: {self._last_trouble}"
+        return Halt(ENDPOINT_DOWN, reason, "when it is back")
 
     # --- one answer ------------------------------------------------------------------------------------------------
 
@@ -261,9 +283,9 @@ class Runner:
         elif isinstance(verdict, Again) and verdict.blame == "limit":
             self._tally.limited += 1
             halt = lane.throttle.limited(now, sent, hints)
-            self._frontier.put_back(job, now, lane)
             if halt is not None:
-                self.stop(halt)
+                self._shut(lane, halt, now)
+            self._put_back(job, now)
         else:
             lane.throttle.failed(now, sent)
             self._refuse(lane, job, answer, verdict, sent, now)
@@ -276,19 +298,21 @@ class Runner:
         if self._jury.is_watching:
             self._book(self._jury.answered())
         if truncated and self._review.grows(job):
-            self._frontier.put_back(job, now, lane)
+            self._put_back(job, now)
             return
         problem = self._review.problem(job, reply, truncated=truncated)
         if problem is not None:
             if self._review.asks_again(job, problem):
                 self._tally.retries += 1
-                self._frontier.put_back(job, now, lane)
+                self._put_back(job, now)
             else:
                 outcome = self._outcome(lane, job, reply, problem, truncated=truncated)
                 self._frontier.done()
+                lane.failed += 1
                 self._book([Failure(job, outcome, problem[0], problem[1], "row")])
             return
         self._tally.answered += self._record(self._outcome(lane, job, reply, None, truncated=truncated))
+        lane.answered += 1
         self._frontier.done()
         self._tally.truncated += truncated
         self._tally.unknown_usage += job.usage is None
@@ -299,19 +323,19 @@ class Runner:
         match verdict:
             case Again(wait_s, "credits"):
                 lane.throttle.wait_for_credits(now, sent, wait_s)
-                self._frontier.put_back(job, now, lane)
+                self._put_back(job, now)
             case Again(wait_s, "endpoint" | "row" as blame):
                 self._take_failure(lane, job, answer, now, blame)
                 self._tally.retries += 1
-                self._frontier.put_back(job, now + wait_s, lane)
+                self._put_back(job, now + wait_s)
             case GiveUp(error, blame):
                 self._take_failure(lane, job, answer, now, blame)
                 self._give_up(lane, job, answer, error, blame, now)
             case Stop(halt):
-                self._frontier.put_back(job, now, lane)
                 waits = halt.exit_code == CREDITS_SPENT and self._credit_patience_s > 0
                 if not (waits and lane.throttle.out_of_credits(now, sent, self._credit_patience_s)):
-                    self.stop(halt)
+                    self._shut(lane, halt, now)
+                self._put_back(job, now)
             case _:
                 raise AssertionError("an answer is never refused, and a limit is not handled here")
 
@@ -342,36 +366,42 @@ class Runner:
 
     def _take_answer(self, lane: Lane) -> None:
         """The endpoint answered somebody, be it with a refusal: it is not down."""
-        if lane.throttle.circuit.answered():
-            lane.throttle.note("circuit_closed")
+        if self._lanes.reopen(lane):
+            lane.throttle.note("circuit_closed", lane=lane.name)
+            for other in self._lanes.all:
+                if other.place is lane.place:
+                    self._frontier.wake(other)
 
     def _take_evidence(self, lane: Lane, job: Job, row: int | None, now: float) -> None:
-        """Tell the circuit; when it opens, what failed by the endpoint is no longer held against the rows."""
-        circuit = lane.throttle.circuit
-        if not circuit.failed(row, now):
+        """Tell the circuits; when one opens, what failed by the endpoint is no longer held against the rows."""
+        if not self._lanes.take_evidence(lane, row, now):
             return
-        lane.throttle.note("circuit_open", reason=self._last_trouble)
-        asyncio.get_running_loop().call_later(self._max_outage_s, self._end_outage, lane, circuit.open_since)
+        lane.throttle.note("circuit_open", lane=lane.name, reason=self._last_trouble)
         job.counted = 0
-        for waiting in self._frontier.jobs_waiting(lane):
+        for _, waiting in self._frontier.waiting_on(lane):
             waiting.counted = 0
         for failure in self._jury.excused():
             failure.job.counted = 0
-            self._frontier.add(failure.job, now, self._lane_of(failure.job.request))
+            other, due_s = self._place(failure.job)
+            self._frontier.add(failure.job, due_s, other)
+        self._move_away(lane.place)
 
-    def _end_outage(self, lane: Lane, since_s: float | None) -> None:
-        """Stop when the outage that began then still lasts."""
-        if lane.throttle.circuit.open_since == since_s:
-            reason = f"the endpoint has been down for {self._max_outage_s:g} s: {self._last_trouble}"
-            self.stop(Halt(ENDPOINT_DOWN, reason, "when it is back"))
+    def _shut(self, lane: Lane, halt: Halt, now: float) -> None:
+        """An endpoint refuses us: the others carry on, if there are any."""
+        was_open = lane.place.halt is None
+        if not self._lanes.shut(lane, halt, now):
+            self.stop(halt)
+        elif was_open:
+            lane.throttle.note("endpoint_closed", endpoint=lane.endpoint, reason=halt.reason)
+            self._move_away(lane.place)
 
     def _give_up(
         self, lane: Lane, job: Job, answer: Reply | Fault, error: tuple[ErrorCode, str] | None, blame: Blame, now: float
     ) -> None:
         """Book a row as failed, or hold it back while it may be everybody's failure."""
         circuit = lane.throttle.circuit
-        if blame == "endpoint" and circuit.is_open:
-            self._frontier.put_back(job, now, lane)
+        if self._goes_elsewhere(job, answer, blame) or (blame == "endpoint" and lane.is_closed):
+            self._put_back(job, now)
             return
         reply = answer if isinstance(answer, Reply) and (error is None or error[0] == "attempts_exhausted") else None
         text = error[1] if error is not None else message_of(reply.body if reply is not None else {})
@@ -379,9 +409,23 @@ class Runner:
             job, self._outcome(lane, job, reply, error, truncated=False), error_code_of(answer), text, blame
         )
         self._frontier.done()
+        lane.failed += 1
         self._book(self._jury.failed(failure, endpoint_answers=circuit.is_healthy))
         if self._jury.halt is not None:
             self.stop(self._jury.halt)
+
+    def _goes_elsewhere(self, job: Job, answer: Reply | Fault, blame: Blame) -> bool:
+        """Whether a row that would be given up has another model to go to."""
+        before = _model_of(job)
+        if isinstance(answer, Reply) and is_too_long(answer):
+            moves = self._lanes.widens(job)
+        elif blame == "endpoint" or (isinstance(answer, Reply) and is_model_gone(answer)):
+            moves = self._lanes.falls_back(job)
+        else:
+            return False
+        if moves:
+            self._tally.moved[before, job.names[0]] = self._tally.moved.get((before, job.names[0]), 0) + 1
+        return moves
 
     def _book(self, failures: list[Failure]) -> None:
         for failure in failures:
@@ -393,7 +437,12 @@ class Runner:
         self, lane: Lane, job: Job, reply: Reply | None, error: tuple[ErrorCode, str] | None, *, truncated: bool
     ) -> Outcome:
         request = job.request
-        return Outcome(request, reply, error, job.attempts, job.usage, truncated, request.model, lane.endpoint)
+        return Outcome(request, reply, error, job.attempts, job.usage, truncated, _model_of(job), lane.endpoint)
+
+
+def _model_of(job: Job) -> str:
+    """The model that a row is asked of."""
+    return job.request.model if job.route is None else job.route.model
 
 
 def _trouble(answer: Reply | Fault) -> str:

@@ -8,14 +8,12 @@ printed by nobody.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import json
 import math
 import re
-import tomllib
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -185,11 +183,12 @@ def _no_constant(name: str) -> None:
 
 Changed = Literal["refuse", "rerun", "keep"]
 OnTruncated = Literal["keep", "grow", "fail"]
+Assign = Literal["free", "fixed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """What is known of a model: prices in USD per million tokens (`cached` of prompt tokens; None: as `prompt`)."""
+class Price:
+    """A model's prices in USD per million tokens (`cached` of prompt tokens; None: as `prompt`)."""
 
     prompt: float
     completion: float
@@ -202,12 +201,39 @@ class Model:
         return (plain_tokens * self.prompt + cached_tokens * cached + completion_tokens * self.completion) / 1e6
 
 
-class Config(NamedTuple):
-    """A batchrouter.toml: values of its [run] table by field name, its [model."ID"] tables, others as they stand."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What a config file says of a model: its price, the models (or pools) that its rows go to, in turn, when it keeps
+    failing, the one for rows that are too long for it, and (field, JSON text) defaults of bodies.
+    """
 
-    run: dict[str, Any]
-    models: dict[str, Model]
-    others: dict[str, dict[str, Any]]
+    price: Price | None = None
+    fallback: tuple[str, ...] = ()
+    context_fallback: str | None = None
+    body: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One place to send to. `models` maps the models it serves to the ids it knows them by (None: any, as they are);
+    `weight` is its share where several are equally quick; None of a limit: it is found out.
+    """
+
+    name: str
+    base_url: str
+    key_env: str | None = None
+    key_file: str | None = None
+    rpm: float | None = None
+    tpm: float | None = None
+    concurrency: int | None = None
+    weight: float = 1.0
+    headers: tuple[tuple[str, str], ...] = ()
+    models: Mapping[str, str] | None = None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether a limit was told: it is the endpoint's, for all models together."""
+        return self.rpm is not None or self.tpm is not None or self.concurrency is not None
 
 
 class Option(NamedTuple):
@@ -296,11 +322,18 @@ class Settings:
     allow_insecure: bool = _option(False, _flag, "", "Send the key over plain http:// to another machine.")  # noqa: FBT003  (a default, not an argument)
     proxy: str | None = _option(None, _text, "URL", "An HTTP proxy; none is taken from the environment.")
     ca_file: str | None = _option(None, _text, "FILE", "Certificates to trust, instead of the system's.")
+    fallback_model: str | None = _option(None, _text, "M", "Where rows go whose model keeps failing.")
+    assign: Assign = _option(
+        "free", _one_of("free", "fixed"), "HOW", "A pool's rows: to who is quickest, or fixed by each row's id."
+    )
     models: Mapping[str, Model] = field(default_factory=dict)
+    pools: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    endpoints: tuple[Endpoint, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises UsageError for what cannot hold together."""
         object.__setattr__(self, "base_url", check_base_url(self.base_url, allow_insecure=self.allow_insecure))
+        object.__setattr__(self, "endpoints", tuple(self._checked(endpoint) for endpoint in self.endpoints))
         for name in ("timeout", "idle_timeout", "max_wait", "max_outage", "checkpoint_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"--{name.replace('_', '-')} must be above 0")
@@ -308,6 +341,33 @@ class Settings:
             raise UsageError("--proxy must be an http:// or https:// URL")
         if self.ca_file is not None and not Path(self.ca_file).is_file():
             raise UsageError(f"--ca-file {self.ca_file}: there is no such file")
+
+    def _checked(self, endpoint: Endpoint) -> Endpoint:
+        try:
+            url = check_base_url(endpoint.base_url, allow_insecure=self.allow_insecure)
+        except UsageError as error:
+            text = str(error).replace("--base-url", "base_url")
+            raise UsageError(f"[[endpoint]] {endpoint.name}: {text}") from None
+        return replace(endpoint, base_url=url)
+
+    def all_endpoints(self) -> tuple[Endpoint, ...]:
+        """The endpoints of the config file, with the limits of this run where they have none of their own; without any
+        the one at `base_url`.
+        """
+        if not self.endpoints:
+            name = urlsplit(self.base_url).netloc
+            return (
+                Endpoint(name=name, base_url=self.base_url, rpm=self.rpm, tpm=self.tpm, concurrency=self.concurrency),
+            )
+        return tuple(
+            endpoint if endpoint.is_limited else replace(endpoint, rpm=self.rpm, tpm=self.tpm)
+            for endpoint in self.endpoints
+        )
+
+    @property
+    def prices(self) -> dict[str, Price]:
+        """Model -> its price, where it is known."""
+        return {name: model.price for name, model in self.models.items() if model.price is not None}
 
     def shown(self) -> dict[str, Any]:
         """The settings as run.json records them (there is no secret among them)."""
@@ -372,20 +432,35 @@ class Secret:
         return self._text
 
 
+def key_of(endpoint: Endpoint, environ: Mapping[str, str], key_file: str | None) -> Secret:
+    """An endpoint's own key; where it names none, the key of the run. Raises UsageError."""
+    if endpoint.key_env is not None:
+        if not environ.get(endpoint.key_env, "").strip():
+            raise UsageError(f"there is no key for the endpoint {endpoint.name}: export {endpoint.key_env}=…")
+        return _checked_key(environ[endpoint.key_env], endpoint.key_env)
+    if endpoint.key_file is not None:
+        return _key_in(endpoint.key_file, f"the key_file of the endpoint {endpoint.name}")
+    return find_key(environ, key_file)
+
+
 def find_key(environ: Mapping[str, str], key_file: str | None) -> Secret:
     """The API key from the environment, else from `key_file`; raises UsageError saying where to put it."""
     for name in KEY_VARIABLES:
         if environ.get(name, "").strip():
             return _checked_key(environ[name], name)
     if key_file is not None:
-        try:
-            content = Path(key_file).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--api-key-file {key_file}: {getattr(error, 'strerror', None) or 'not text'}") from None
-        return _checked_key(content, key_file)
+        return _key_in(key_file, "--api-key-file")
     raise UsageError(
         f"there is no API key: export {KEY_VARIABLES[0]}=…, or give --api-key-file FILE, or try --emulate first"
     )
+
+
+def _key_in(path: str, what: str) -> Secret:
+    try:
+        content = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{what} {path}: {getattr(error, 'strerror', None) or 'not text'}") from None
+    return _checked_key(content, path)
 
 
 def _checked_key(text: str, source: str) -> Secret:
@@ -393,67 +468,3 @@ def _checked_key(text: str, source: str) -> Secret:
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError(f"the API key in {source} is not one: a key is printable ASCII without blanks")
     return Secret(key)
-
-
-def load_config(path: Path, *, others: Collection[str] = ()) -> Config:
-    """Read a batchrouter.toml; raises UsageError with the place and, for an unknown key, the nearest known one.
-
-    `others` are the tables that it may have beside [run] and [model."ID"].
-    """
-    try:
-        document = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from None
-    _refuse_unknown(document, {"run", "model", *others}, f"{path}")
-    return Config(
-        _run_table(_table(document, "run", f"{path}"), f"{path}: [run]"),
-        {
-            name: _model_table(
-                _table(_table(document, "model", f"{path}"), name, f"{path}"), f'{path}: [model."{name}"]'
-            )
-            for name in _table(document, "model", f"{path}")
-        },
-        {name: _table(document, name, f"{path}") for name in others},
-    )
-
-
-def _table(document: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    table = document.get(name, {})
-    if not isinstance(table, dict):
-        raise UsageError(f"{where}: {name} must be a table: [{name}]")
-    return table
-
-
-def _model_table(table: Mapping[str, Any], where: str) -> Model:
-    known = {item.name for item in fields(Model)}
-    _refuse_unknown(table, known, where)
-    for name, value in table.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise UsageError(f"{where} {name}: {value!r} is no price in USD per million tokens")
-    for name in ("prompt", "completion"):
-        if name not in table:
-            raise UsageError(f"{where}: {name} is missing: its price in USD per million tokens")
-    return Model(**{name: float(value) for name, value in table.items()})
-
-
-def _run_table(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    known = options()
-    table = {str(key).replace("-", "_"): value for key, value in table.items()}
-    _refuse_unknown(table, set(known), where)
-    values = {}
-    for name, value in table.items():
-        try:
-            values[name] = known[name].parse(value)
-        except ValueError as error:
-            raise UsageError(f"{where} {name}: {error}") from None
-    return values
-
-
-def _refuse_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:
-    for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(known))}"
-            raise UsageError(f"{where}: unknown key {key!r}{hint}")

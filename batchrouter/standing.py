@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +22,8 @@ _RECENT_BYTES: Final = 2**20
 @dataclass(frozen=True, slots=True)
 class Standing:
     """Where a run stands. `running` is the process that holds the directory (None: nobody does); `rows` is None until
-    the plan has been made; `rows_per_s` is over the last answers; `last_event` is the last line of events.jsonl.
+    the plan has been made; `rows_per_s` is over the last answers, `shares` how many of those came by which model and endpoint;
+    `last_event` is the last line of events.jsonl.
     """
 
     directory: str
@@ -31,6 +33,7 @@ class Standing:
     failed: int
     pending: int | None
     rows_per_s: float | None
+    shares: dict[str, int]
     last_event: dict[str, Any] | None
 
 
@@ -48,6 +51,7 @@ def look(directory: Path) -> Standing:
     except Unusable:
         pass
     events = _last_objects(directory / "events.jsonl", 1)
+    recent = _last_objects(directory / "results.jsonl", _RECENT_LINES)
     return Standing(
         str(directory),
         _holder(directory / "lock"),
@@ -55,7 +59,8 @@ def look(directory: Path) -> Standing:
         answered,
         failed,
         None if rows is None else max(0, rows - answered - failed + (removed or 0)),
-        _speed(_last_objects(directory / "results.jsonl", _RECENT_LINES)),
+        _speed(recent),
+        dict(Counter(f"{row['batchrouter']['model']} at {row['batchrouter']['endpoint']}" for row in recent)),
         events[-1] if events else None,
     )
 

@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from aiolimiter import AsyncLimiter
@@ -26,8 +27,11 @@ _BUCKET_S: Final = 0.01  # the request bucket's depth, in seconds of its rate: a
 _FIRST_CREDIT_PROBE_S: Final = 5.0
 _LONGEST_CREDIT_PROBE_S: Final = 600.0
 _LOOK_S: Final = 0.1  # how soon it is noticed that an outage has ended
+_PATIENCE_S: Final = 0.2  # who has another way waits no longer than this for nobody to be let through
+_LATENCY_SHARE: Final = 0.1  # of the newest, in the latency of late
 
 Note = Callable[..., None]
+MayLeave = Callable[[float, float], bool]  # (now, seconds that nobody is let through): is there another way?
 
 
 class Slots:
@@ -91,11 +95,24 @@ class _Meter:
 class Throttle:
     """One limit's door: `admit` before each attempt, `left` after it, and one of `answered`, `limited`, `failed`."""
 
-    def __init__(self, pace: Pace, *, max_wait_s: float, note: Note, slots: Slots | None = None) -> None:
+    def __init__(
+        self,
+        pace: Pace,
+        *,
+        max_wait_s: float,
+        note: Note,
+        slots: Slots | None = None,
+        endpoint: Circuit | None = None,
+    ) -> None:
+        """`endpoint` is the circuit of all limits at this endpoint together, where there may be several."""
         self.pace = pace
         self._slots = slots
         self.circuit = Circuit()
+        self._endpoint = endpoint or self.circuit
         self.in_flight = 0
+        self.waiting = 0  # who stand at the door
+        self._latency_s = 0.0
+        self._each_s = 0.0  # what the last one who paid had to pay
         self.lost_s: dict[str, float] = {}
         self._max_wait_s = max_wait_s
         self.note = note
@@ -120,12 +137,28 @@ class Throttle:
     async def admit(self, tokens: int) -> Sent:
         """Wait until a request of about `tokens` tokens may leave; from then on it counts as in flight."""
         if self._turn.locked() or not self._is_open():
-            async with self._turn:
-                await self._wait_for_turn(tokens)
+            await self._stand_in_line(tokens, None)
+        return self._let_go(tokens)
+
+    async def admit_unless(self, may_leave: MayLeave, tokens: int) -> Sent | None:
+        """As `admit`, but None where nobody is let through for a while and `may_leave` says there is another way."""
+        if (self._turn.locked() or not self._is_open()) and not await self._stand_in_line(tokens, may_leave):
+            return None
+        return self._let_go(tokens)
+
+    def _let_go(self, tokens: int) -> Sent:
         self.in_flight += 1
         if self._slots is not None:
             self._slots.taken += 1
         return self.pace.sent(self._loop.time(), tokens)
+
+    async def _stand_in_line(self, tokens: int, may_leave: MayLeave | None) -> bool:
+        self.waiting += 1
+        try:
+            async with self._turn:
+                return await self._wait_for_turn(tokens, may_leave)
+        finally:
+            self.waiting -= 1
 
     def left(self) -> None:
         """A request that was in flight is so no more."""
@@ -145,17 +178,22 @@ class Throttle:
             and not self._paused_until_s
             and not self._probing
             and not self.circuit.is_open
+            and not self._endpoint.is_open
             and (self._slots is None or self._slots.taken < self._slots.most)
         )
 
-    async def _wait_for_turn(self, tokens: int) -> None:
+    async def _wait_for_turn(self, tokens: int, may_leave: MayLeave | None) -> bool:
+        if may_leave is not None and self._is_left(self._loop.time(), may_leave):
+            return False
         await self._paid(tokens)
         while True:  # whatever was waited for, the rest may have changed meanwhile
             now = self._loop.time()
+            if may_leave is not None and self._is_left(now, may_leave):
+                return False
             if self.in_flight >= (1 if self._probing else self.pace.concurrency):
                 await self._slot_ready()
-            elif self.circuit.is_open and self.circuit.probe_in_s(now) > 0:
-                await self._lose("outage", min(self.circuit.probe_in_s(now), _LOOK_S))
+            elif (probe_in_s := self.probe_in_s(now)) > 0:
+                await self._lose("outage", min(probe_in_s, _LOOK_S))
             elif self._paused_until_s > now:
                 await self._lose(self._pause_reason, self._paused_until_s - now)
             elif self._slots is not None and self._slots.taken >= self._slots.most:
@@ -163,19 +201,43 @@ class Throttle:
             else:
                 break
         self._paused_until_s = 0.0
-        if self.circuit.is_open:
-            self.circuit.probed(now)
+        for circuit in {self.circuit, self._endpoint}:
+            if circuit.is_open:
+                circuit.probed(now)
+        return True
+
+    def probe_in_s(self, now: float) -> float:
+        """Seconds until a probe may leave (0: now, or none is needed)."""
+        return max(self.circuit.probe_in_s(now), self._endpoint.probe_in_s(now))
+
+    def _is_left(self, now: float, may_leave: MayLeave) -> bool:
+        shut_s = self._shut_for_s(now)
+        return shut_s > _PATIENCE_S and may_leave(now, shut_s)
+
+    def _shut_for_s(self, now: float) -> float:
+        return max(self.probe_in_s(now), self._paused_until_s - now)
+
+    def wait_s(self, now: float, ahead: int) -> float:
+        """Seconds that a request would wait to leave, with `ahead` others before it that are not at the door yet: an
+        estimate, from the pauses, the rates and the latency of late.
+        """
+        ahead += self.waiting
+        concurrency = self.pace.concurrency
+        too_many = max(0, self.in_flight + ahead + 1 - concurrency)
+        by_crowd_s = too_many * self._latency_s / concurrency
+        return max(self._shut_for_s(now), 0.0) + max(ahead * self._each_s, by_crowd_s)
 
     async def _paid(self, tokens: int) -> None:
         """Until both buckets have room: each drains while the other is waited for."""
         pace = self.pace
-        by_tokens = self._pay("tokens", self._tokens, tokens / pace.tokens_per_s)
-        by_requests = self._pay("requests", self._requests, 1 / pace.requests_per_s)
+        self._each_s = max(tokens / pace.tokens_per_s, 1 / pace.requests_per_s)
+        by_tokens = partial(self._pay, "tokens", self._tokens, tokens / pace.tokens_per_s)
+        by_requests = partial(self._pay, "requests", self._requests, 1 / pace.requests_per_s)
         if self._tokens.owes and self._requests.owes:
-            await asyncio.gather(by_tokens, by_requests)
+            await asyncio.gather(by_tokens(), by_requests())
         else:
-            await by_tokens
-            await by_requests
+            await by_tokens()
+            await by_requests()
 
     async def _pay(self, reason: str, meter: _Meter, seconds: float) -> None:
         began = self._loop.time()
@@ -210,6 +272,7 @@ class Throttle:
         self._limited_since_s = None
         self._spent_since_s = None
         self._credit_waits = 0
+        self._latency_s += _LATENCY_SHARE * (now - sent.at - self._latency_s)
         if self._probing:
             self._probing = ""
             self._slot_free.set()

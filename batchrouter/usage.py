@@ -5,13 +5,13 @@ Rules of this file: a count that is no whole number from 0 on is no count; what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from batchrouter import jsontext
 from batchrouter.records import Usage
-from batchrouter.settings import Model
+from batchrouter.settings import Price
 
 _BELIEVABLE: Final = 2**53  # above it a count is noise, and would poison every sum
 
@@ -66,6 +66,11 @@ class Total:
     reasoning_tokens: int = 0
     unknown_usage: int = 0
 
+    @property
+    def rows(self) -> int:
+        """Rows that have come to their end."""
+        return self.succeeded + self.failed
+
     def add(self, usage: Usage | None, attempts: int) -> None:
         """Count what one row used (None: it is not known)."""
         self.attempts += attempts
@@ -79,61 +84,83 @@ class Total:
         self.reasoning_tokens += usage.reasoning_tokens
 
 
+Where = tuple[str, str]  # a model and an endpoint
+
+
 @dataclass(slots=True)
 class Totals:
-    """Usage by model: follows the log, row by row."""
+    """Usage by model and endpoint: follows the log, row by row."""
 
-    by_model: dict[str, Total] = field(default_factory=dict)
+    by_route: dict[Where, Total] = field(default_factory=dict)
 
-    def of(self, model: str) -> Total:
-        """The total of one model."""
-        total = self.by_model.get(model)
+    def of(self, where: Where) -> Total:
+        """The total of one model at one endpoint."""
+        total = self.by_route.get(where)
         if total is None:
-            total = self.by_model[model] = Total()
+            total = self.by_route[where] = Total()
         return total
 
-    def count(self, model: str, usage: Usage | None, attempts: int, *, answered: bool) -> None:
+    def count(self, where: Where, usage: Usage | None, attempts: int, *, answered: bool) -> None:
         """Count a row as it stands in one of the logs."""
-        total = self.of(model)
+        total = self.of(where)
         total.add(usage, attempts)
         if answered:
             total.succeeded += 1
         else:
             total.failed += 1
 
-    def lines(self, prices: Mapping[str, Model]) -> bytes:
-        """usage.jsonl: a line a model, then one of all; a cost is null where a price it needs is not known."""
-        rows, whole, costs = [], Total(), list[float | None]()
-        for model, total in sorted(self.by_model.items()):
-            if not total.attempts and not total.succeeded and not total.failed:
-                continue
-            cost = _cost(total, prices.get(model))
-            costs.append(cost)
-            rows.append(_line("model", model, total, cost))
-            for name in Total.__slots__:
-                setattr(whole, name, getattr(whole, name) + getattr(total, name))
-        known = [cost for cost in costs if cost is not None]
-        rows.append(_line("total", "*", whole, sum(known) if known and len(known) == len(costs) else None))
+    def of_model(self, model: str) -> Total:
+        """The total of one model at all endpoints together."""
+        return _sum(total for where, total in self.by_route.items() if where[0] == model)
+
+    def lines(self, prices: Mapping[str, Price], endpoints: Collection[str] = ()) -> bytes:
+        """usage.jsonl: a line a model, one for each of `endpoints`, where the user named several, then one of all; a
+        cost is null where a price it needs is not known.
+        """
+        used = {where: total for where, total in sorted(self.by_route.items()) if total.rows or total.attempts}
+        models = dict.fromkeys(model for model, _ in used)
+        rows = [
+            _line("model", model, {where: total for where, total in used.items() if where[0] == model}, prices)
+            for model in models
+        ]
+        if len(endpoints) > 1:
+            rows += [
+                {"endpoint": name}
+                | _line("endpoint", "*", {where: total for where, total in used.items() if where[1] == name}, prices)
+                for name in endpoints
+            ]
+        rows.append(_line("total", "*", used, prices))
         return b"".join(jsontext.dumps(row) + b"\n" for row in rows)
 
-    def dump(self) -> dict[str, Any]:
+    def dump(self) -> list[Any]:
         """As JSON for the index; `load` reads it."""
-        return {model: asdict(total) for model, total in self.by_model.items()}
+        return [[*where, asdict(total)] for where, total in self.by_route.items()]
 
     @classmethod
-    def load(cls, dumped: Mapping[str, Any]) -> Totals:
+    def load(cls, dumped: Iterable[Any]) -> Totals:
         """The totals that `dump` gave."""
-        return cls({model: Total(**fields) for model, fields in dumped.items()})
+        return cls({(model, endpoint): Total(**fields) for model, endpoint, fields in dumped})
 
 
-def _cost(total: Total, price: Model | None) -> float | None:
+def _line(scope: str, model: str, totals: Mapping[Where, Total], prices: Mapping[str, Price]) -> dict[str, Any]:
+    whole = _sum(totals.values())
+    costs = [_cost(total, prices.get(priced)) for (priced, _), total in totals.items()]
+    known = [cost for cost in costs if cost is not None]
+    cost = round(sum(known), 9) if known and len(known) == len(costs) else None
+    return {"scope": scope, "model": model, "requests": whole.rows, **asdict(whole), "cost": cost}
+
+
+def _sum(totals: Iterable[Total]) -> Total:
+    whole = Total()
+    for total in totals:
+        for name in Total.__slots__:
+            setattr(whole, name, getattr(whole, name) + getattr(total, name))
+    return whole
+
+
+def _cost(total: Total, price: Price | None) -> float | None:
     if not total.total_tokens:
         return 0.0
     if price is None:
         return None
-    return round(price.cost(total.prompt_tokens, total.cached_tokens, total.completion_tokens), 9)
-
-
-def _line(scope: str, model: str, total: Total, cost: float | None) -> dict[str, Any]:
-    requests = total.succeeded + total.failed
-    return {"scope": scope, "model": model, "requests": requests, **asdict(total), "cost": cost}
+    return price.cost(total.prompt_tokens, total.cached_tokens, total.completion_tokens)

@@ -67,6 +67,7 @@ def last_words(summary: Summary, command: str) -> str:
             f"  {tally.truncated:,} truncated: the budget was used up, perhaps by hidden reasoning, before any text"
         )
         lines.append(f"    fix: {remedy_for('truncated')}")
+    lines += _ways(tally)
     usage = tally.usage
     if tally.attempts:
         lines.append(
@@ -85,6 +86,17 @@ def last_words(summary: Summary, command: str) -> str:
         lines.append(f"stopped: {summary.halt.reason}")
         lines.append(f"to go on{_after(summary.halt)}: {command}")
     return "\n".join(lines)
+
+
+def _ways(tally: Tally) -> list[str]:
+    """What each model and endpoint did, where there were several, and who stood in for whom."""
+    lines = [f"  {count:,} rows went from {before} to {after}" for (before, after), count in tally.moved.items()]
+    if len(tally.shares) > 1:
+        for share in tally.shares:
+            failed = f", {share.failed:,} failed" if share.failed else ""
+            state = f" ({share.state})" if share.state else ""
+            lines.append(f"  {share.name}: {share.answered:,} answered{failed}{state}")
+    return lines
 
 
 def _causes(tally: Tally) -> list[str]:

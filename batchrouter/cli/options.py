@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from batchrouter.cli import COMMANDS
+from batchrouter.config import load_config
 from batchrouter.errors import UsageError
-from batchrouter.settings import BASE_URL_VARIABLES, Option, Settings, load_config, options
+from batchrouter.settings import BASE_URL_VARIABLES, Option, Settings, options
 
 DEFAULT_CONFIG: Final = "batchrouter.toml"
-OTHER_TABLES: Final = frozenset({*COMMANDS, "question"} - {"run"})  # of a config file, beside [run] and [model."ID"]
+OTHER_TABLES: Final = frozenset({*COMMANDS, "question"} - {"run"})  # of a config file, beside its own
 
-_MODELS: Final = "batchrouter.models"
+_CONFIG: Final = "batchrouter.config"
 _QUESTIONS: Final = "batchrouter.questions"
 
 
@@ -127,7 +129,7 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     takes_settings = options().keys() <= {param.name for param in ctx.command.params}
     own = {} if name == "run" else _own_table(ctx.command, config.others[name], f"{path}: [{name}]")
     ctx.default_map = {**(ctx.default_map or {}), **(config.run if takes_settings else {}), **own}
-    ctx.meta[_MODELS] = config.models
+    ctx.meta[_CONFIG] = config
     ctx.meta[_QUESTIONS] = path if config.others["question"] else None
 
 
@@ -182,4 +184,10 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
             given[name] = value
     for name in ("concurrency", "rpm", "tpm"):
         given.setdefault(name, None)
-    return Settings(**given, models=click.get_current_context().meta.get(_MODELS, {}))
+    ctx = click.get_current_context()
+    config = ctx.meta.get(_CONFIG)
+    if config is None:
+        return Settings(**given)
+    is_told = ctx.get_parameter_source("base_url") is ParameterSource.COMMANDLINE
+    endpoints = () if is_told else config.endpoints  # a --base-url stands for itself
+    return Settings(**given, models=config.models, pools=config.pools, endpoints=endpoints)

@@ -20,7 +20,7 @@ from batchrouter.cli.options import settings_from, settings_options
 from batchrouter.cli.paths import default_directory
 from batchrouter.progress import Observer, choose
 from batchrouter.records import Summary
-from batchrouter.settings import Secret, Settings, find_key
+from batchrouter.settings import Secret, Settings, key_of
 
 
 @click.command(name="run")
@@ -73,11 +73,14 @@ async def run_to_end(
     control = Control()
     with signals_to(control, asyncio.get_running_loop()), contextlib.closing(observer):
         if not emulate:
-            key = find_key(os.environ, settings.api_key_file)
-            return await run_batch(inputs, directory, settings, key, observer=observer, control=control)
+            keys = {
+                endpoint.name: key_of(endpoint, os.environ, settings.api_key_file)
+                for endpoint in settings.all_endpoints()
+            }
+            return await run_batch(inputs, directory, settings, keys, observer=observer, control=control)
         await asyncio.to_thread(importlib.import_module, "batchrouter.emulator")  # so long that asyncio would complain
         from batchrouter.emulator import Emulator  # noqa: PLC0415  (only here)
 
         async with Emulator() as emulator:
-            local = replace(settings, base_url=emulator.base_url)
+            local = replace(settings, base_url=emulator.base_url, endpoints=())
             return await run_batch(inputs, directory, local, Secret(emulator.key), observer=observer, control=control)

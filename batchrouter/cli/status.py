@@ -38,6 +38,8 @@ def _text(standing: Standing) -> str:
     rows = "?" if standing.rows is None else f"{standing.rows:,}"
     pending = "?" if standing.pending is None else f"{standing.pending:,}"
     text = f"{rows} rows: {standing.answered:,} answered, {standing.failed:,} failed, {pending} pending"
+    if len(standing.shares) > 1:
+        text += "; of late " + ", ".join(f"{count:,} by {way}" for way, count in standing.shares.items())
     if standing.running is None:
         event = standing.last_event or {}
         return f"{text}; not running" + (f" (last: {event['reason']})" if "reason" in event else "")

@@ -28,7 +28,7 @@ from batchrouter.intake import Shaping, Source
 from batchrouter.jsonl import LONGEST_LINE_BYTES, read_lines
 from batchrouter.plan import build_index
 from batchrouter.rows import Reader
-from batchrouter.settings import Model
+from batchrouter.settings import Price
 
 _BLOCK_BYTES: Final = 64 * 2**10
 _MOST_BLOCKS: Final = 64
@@ -63,7 +63,7 @@ class Answers:
 
     directory: Path
     inputs: Sequence[Source]
-    prices: Mapping[str, Model] = field(default_factory=dict)
+    prices: Mapping[str, Price] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _shaping: Shaping = field(default_factory=Shaping)
     _logs: Mapping[int, _Log] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from batchrouter.dataset.labels import Mismatch, Shape
 from batchrouter.dataset.tables import Column
 from batchrouter.errors import UsageError
 from batchrouter.index import ANSWERED, PENDING
-from batchrouter.settings import Model
+from batchrouter.settings import Price
 
 PENDING_MARK: Final = "pending"
 EMPTY_MARK: Final = "empty: the model answered without any text"
@@ -81,7 +81,7 @@ class Filling:
             *(Column(expression.name) for expression in self.expressions),
         )
 
-    def fill(self, answer: Answer, prices: Mapping[str, Model]) -> tuple[list[Any], str | None]:
+    def fill(self, answer: Answer, prices: Mapping[str, Price]) -> tuple[list[Any], str | None]:
         """The values in the order of `columns`, and the row's error."""
         facts = facts_of(answer, prices)
         if self.marks_all and facts.error is None:
@@ -158,7 +158,7 @@ def compile_expressions(texts: Mapping[str, str]) -> tuple[Expression, ...]:
     return tuple(found)
 
 
-def facts_of(answer: Answer, prices: Mapping[str, Model]) -> Facts:
+def facts_of(answer: Answer, prices: Mapping[str, Price]) -> Facts:
     """The facts of one row; `prices` are by the model that was asked."""
     line = answer.line
     if answer.state == PENDING or line is None:
@@ -183,7 +183,7 @@ def facts_of(answer: Answer, prices: Mapping[str, Model]) -> Facts:
     return Facts(answer.custom_id, content, finish_reason, model, error, tokens, cost)
 
 
-def _cost(used: Mapping[str, Any] | None, price: Model | None, body: Mapping[str, Any]) -> float | None:
+def _cost(used: Mapping[str, Any] | None, price: Price | None, body: Mapping[str, Any]) -> float | None:
     """USD for all attempts of a row: by the price the run knew, else as the endpoint's own usage says, else unknown."""
     if used is not None and price is not None:
         return round(price.cost(used["prompt_tokens"], used["cached_tokens"], used["completion_tokens"]), 9)

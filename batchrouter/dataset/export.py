@@ -21,7 +21,7 @@ from batchrouter.dataset.writers import STDOUT, open_output, open_writer, output
 from batchrouter.errors import UsageError
 from batchrouter.index import ANSWERED, PENDING
 from batchrouter.intake import Source
-from batchrouter.settings import Model
+from batchrouter.settings import Price
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -96,7 +96,7 @@ def _is_newer(table: Table, inputs: Sequence[Source]) -> Iterator[str]:
         )
 
 
-def _filled(filling: Filling, answer: Answer, prices: Mapping[str, Model]) -> Filled:
+def _filled(filling: Filling, answer: Answer, prices: Mapping[str, Price]) -> Filled:
     values, error = filling.fill(answer, prices)
     return Filled(answer.custom_id, values, error, (answer.state,))
 

@@ -29,7 +29,7 @@ from batchrouter.jsonl import replace_file
 from batchrouter.ledger import Ledger
 from batchrouter.preview import Preview, preview_apart
 from batchrouter.records import Summary
-from batchrouter.settings import Model, Settings
+from batchrouter.settings import Price, Settings
 
 REQUESTS: Final = "requests.jsonl"
 _KEPT: Final = "label.json"
@@ -216,7 +216,7 @@ def _column_name(question: str, column: str) -> str:
 
 
 def _filled(
-    answers: Iterable[Answer], prices: Mapping[str, Model], fillings: Mapping[str, Filling]
+    answers: Iterable[Answer], prices: Mapping[str, Price], fillings: Mapping[str, Filling]
 ) -> Iterator[Filled]:
     """The answers of each row together: its questions stand one after the other in the requests."""
     left = iter(answers)

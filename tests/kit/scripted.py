@@ -21,11 +21,15 @@ from batchrouter.errors import DiskError
 from batchrouter.hints import Hints
 from batchrouter.intake import Shaping, identify, read_row
 from batchrouter.jsonl import Line
+from batchrouter.lanes import Lane, Lanes, Place
 from batchrouter.pace import Pace, Sent
 from batchrouter.records import Fault, FaultCode, Halt, Outcome, Refusal, Reply, Request, Tally, Usage
 from batchrouter.retry import Policy
 from batchrouter.review import Review
-from batchrouter.runner import Lane, Runner
+from batchrouter.routing import Route, Routes
+from batchrouter.runner import Runner
+from batchrouter.settings import Assign, Model
+from batchrouter.settings import Endpoint as Known
 from batchrouter.throttle import Slots, Throttle
 
 LATENCY_S = 0.1
@@ -210,13 +214,21 @@ class Stage:
     """A runner with its surroundings. Make it inside a loop; `run` it once.
 
     There is one lane, of `pace`, unless `lanes` names the paces of several by their model; `most` bounds what is in
-    flight on all of them together.
+    flight on all of them together. There is one endpoint, unless `elsewhere` names others with their scripts; `pace_of`
+    gives the pace of each lane then.
     """
 
     rows: int
     script: Script
     pace: Steady = field(default_factory=Steady)
     lanes: Mapping[str, Steady] | None = None
+    elsewhere: Mapping[str, Script] = field(default_factory=dict)
+    pace_of: Callable[[Route], Any] | None = None
+    served: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    models: Mapping[str, Model] = field(default_factory=dict)
+    pools: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    assign: Assign = "free"
     most: int | None = None
     max_attempts: int = 5
     max_wait_s: float = 3600.0
@@ -229,21 +241,25 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.endpoint = Endpoint(self.script)
+        self.endpoints = {"e": self.endpoint} | {name: Endpoint(script) for name, script in self.elsewhere.items()}
+        self.places = {
+            name: Place(name, each.send, self.weights.get(name, 1.0)) for name, each in self.endpoints.items()
+        }
         self.notes: list[tuple[str, dict[str, Any]]] = []
         self.tally = Tally(rows=self.rows)
         self.drawn = 0
-        slots = None if self.most is None else Slots(self.most)
-        self._lanes = {
-            model: Lane(model, "e", self.endpoint.send, self._throttle(pace, slots))
-            for model, pace in (self.lanes or {"": self.pace}).items()
-        }
+        self._slots = None if self.most is None else Slots(self.most)
+        rng = random.Random(self.seed)
+        known = [Known(name=name, base_url="", models=self.served.get(name)) for name in self.endpoints]
+        routes = Routes(known, self.models, self.pools, assign=self.assign)
+        self.lanes_made = Lanes(routes, self._lane, rng, endpoints=len(known))
         self.runner = Runner(
             self._draw(),
-            lane_of=lambda row: self._lanes.get(row.model) or self._lanes[""],
+            lanes=self.lanes_made,
             record=self.books.record,
             policy=Policy(self.max_attempts, self.max_wait_s),
             tally=self.tally,
-            rng=random.Random(self.seed),
+            rng=rng,
             grace_s=self.grace_s,
             max_outage_s=self.max_outage_s,
             budget=Budget(None, None, {}),
@@ -251,8 +267,24 @@ class Stage:
             wall=lambda: WALL_S + elapsed_s(),
         )
 
-    def _throttle(self, pace: Steady, slots: Slots | None) -> Throttle:
-        return Throttle(cast("Pace", pace), max_wait_s=self.max_wait_s, note=self._note, slots=slots)
+    def _lane(self, route: Route) -> Lane:
+        if self.pace_of is not None:
+            pace, name = self.pace_of(route), f"{route.model} at {route.endpoint}"
+        else:
+            paces = self.lanes or {"": self.pace}
+            name = route.model if route.model in paces else ""
+            pace = paces[name]
+        found = [lane for lane in self.lanes_made.all if lane.name == name]
+        return found[0] if found else Lane(name, self.places[route.endpoint], self._throttle(pace, route.endpoint))
+
+    def _throttle(self, pace: Any, endpoint: str) -> Throttle:
+        return Throttle(
+            cast("Pace", pace),
+            max_wait_s=self.max_wait_s,
+            note=self._note,
+            slots=self._slots,
+            endpoint=self.places[endpoint].circuit,
+        )
 
     def _note(self, event: str, **about: Any) -> None:
         self.notes.append((event, about))
@@ -267,11 +299,12 @@ class Stage:
         self.halt = await self.runner.run()
         ended = [outcome.request.n for outcome in self.books.outcomes]
         assert len(ended) == len(set(ended)), "a row was recorded twice"
-        assert self.tally.in_flight == self.endpoint.in_flight == 0
-        assert all(lane.throttle.in_flight == 0 for lane in self._lanes.values())
+        assert self.tally.in_flight == 0
+        assert all(endpoint.in_flight == 0 for endpoint in self.endpoints.values())
+        assert all(lane.throttle.in_flight == 0 for lane in self.lanes_made.all)
         assert self.tally.answered == len(self.books.answered)
         assert self.tally.failed == len(self.books.failed)
-        assert self.tally.attempts == len(self.endpoint.calls)
+        assert self.tally.attempts == sum(len(endpoint.calls) for endpoint in self.endpoints.values())
         if self.halt is None:
             assert self.tally.pending == 0, "it says that it is done, and rows are pending"
         return self

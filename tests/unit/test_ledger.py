@@ -317,7 +317,7 @@ def test_a_log_cut_anywhere_keeps_its_whole_lines(tmp_path: Path, name: str) -> 
         with opened(tmp_path / "run") as ledger:
             left = mine[: whole[:size].count(b"\n")]
             assert replayed(ledger) == {n: state for n, state in EXPECTED.items() if n not in mine or n in left}
-            assert sum(total.succeeded + total.failed for total in ledger.totals.by_model.values()) == len(left) + (
+            assert sum(total.succeeded + total.failed for total in ledger.totals.by_route.values()) == len(left) + (
                 9 - len(mine)
             )
 
@@ -390,7 +390,7 @@ def test_whatever_is_recorded_is_read_back(
         ledger.record(outcome(row, usage=usage, attempts=attempts))
         [found] = ledger.replay(None)
         assert (found.key, found.digest) == row.identity
-        total = ledger.totals.of("m")
+        total = ledger.totals.of_model("m")
         assert (total.succeeded, total.attempts) == (1, attempts)
         assert total.unknown_usage == (usage is None)
         assert found.at == 0
@@ -538,7 +538,7 @@ def test_lines_are_moved_whole(tmp_path: Path) -> None:
         for ended in rows(12):
             ledger.record(ended)
         starts = [logged.at for logged in ledger.replay(None) if logged.state == ANSWERED]
-        tokens = ledger.totals.of("m").total_tokens
+        tokens = ledger.totals.of_model("m").total_tokens
         chosen = sorted(rng.sample(starts, 3))
         before = (tmp_path / "run/results.jsonl").read_bytes()
         assert ledger.take_out("results.jsonl", chosen) == 3
@@ -546,7 +546,7 @@ def test_lines_are_moved_whole(tmp_path: Path) -> None:
         moved = (tmp_path / "run/superseded.jsonl").read_bytes()
         assert sorted(before.splitlines()) == sorted(after.splitlines() + moved.splitlines())
         assert len(list(ledger.replay(None))) == 9
-        total = ledger.totals.of("m")
+        total = ledger.totals.of_model("m")
         assert (total.succeeded, total.failed, total.total_tokens) == (5, 4, tokens)
         ledger.record(outcome(request(40)))
         assert len(list(ledger.replay(None))) == 10

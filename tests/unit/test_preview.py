@@ -17,10 +17,10 @@ from batchrouter.index import Index
 from batchrouter.intake import Shaping, Source
 from batchrouter.ledger import Ledger
 from batchrouter.preview import preview, preview_apart
-from batchrouter.settings import Model, Settings
+from batchrouter.settings import DEFAULT_BASE_URL, Model, Price, Settings
 
-PRICE = Model(prompt=1.0, completion=10.0)
-SETTINGS = Settings(model="gpt-5.4", models={"gpt-5.4": PRICE})
+PRICE = Price(prompt=1.0, completion=10.0)
+SETTINGS = Settings(model="gpt-5.4", models={"gpt-5.4": Model(price=PRICE)})
 
 
 def ended(request: Any) -> Any:
@@ -48,10 +48,10 @@ def test_the_worst_and_the_likely_cost_are_reckoned_from_the_rows(tmp_path: Path
     assert found.likely_cost == pytest.approx((sum(prompts) + 10 * 356) / 1e6)
     worst = (sum(len(body) // 2 for body in bodies) + 10 * (4096 + 100)) / 1e6
     assert found.cost == pytest.approx(worst)
-    checked = Settings(models={"gpt-5.4": PRICE}, check_json=True, json_attempts=3)
+    checked = Settings(models={"gpt-5.4": Model(price=PRICE)}, check_json=True, json_attempts=3)
     found = preview([str(tmp_path / "in.jsonl")], tmp_path / "in.run", checked)
     assert found.cost == pytest.approx(3 * worst)
-    found = preview([str(tmp_path / "in.jsonl")], tmp_path / "in.run", Settings(models={"other": PRICE}))
+    found = preview([str(tmp_path / "in.jsonl")], tmp_path / "in.run", Settings(models={"other": Model(price=PRICE)}))
     assert (found.cost, found.likely_cost) == (None, None)
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
@@ -124,7 +124,8 @@ def test_the_time_is_by_the_limits_given_or_learned(tmp_path: Path) -> None:
     assert seconds(rpm=12.0) == 60 * 2 / 12
     assert seconds(rpm=12.0, tpm=60.0) == 220
     index = Index.open(tmp_path / "in.run/checkpoint.sqlite")
-    index.put_meta({"learned": {"gpt-5.4": {"requests_per_s": 4.0, "tokens_per_s": None, "concurrency": 3}}})
+    limit = f"{DEFAULT_BASE_URL} gpt-5.4"
+    index.put_meta({"learned": {limit: {"requests_per_s": 4.0, "tokens_per_s": None, "concurrency": 3}}})
     index.close()
     assert seconds() == 0.5
     assert seconds(retry=("all",)) == 0.75  # read apart

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchrouter.config import load_config
 from batchrouter.errors import UsageError
 from batchrouter.settings import (
     DEFAULT_BASE_URL,
@@ -18,7 +19,6 @@ from batchrouter.settings import (
     check_base_url,
     find_key,
     is_loopback,
-    load_config,
     options,
     parse_duration,
     parse_size,

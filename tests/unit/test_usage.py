@@ -92,7 +92,7 @@ def test_the_totals_are_the_rows(rows: list[tuple[str, Usage | None, int, bool]]
     """A line a model, then one of all; every figure the sum over the rows; and the same after `dump` and `load`."""
     totals = Totals()
     for model, usage, attempts, answered in rows:
-        totals.count(model, usage, attempts, answered=answered)
+        totals.count((model, "e"), usage, attempts, answered=answered)
     found = lines(totals)
     assert list(found)[-1] == "*"
     assert {line["scope"] for line in list(found.values())[:-1]} <= {"model"}
@@ -113,7 +113,7 @@ def test_the_totals_are_the_rows(rows: list[tuple[str, Usage | None, int, bool]]
 def test_a_line_has_the_contracts_fields() -> None:
     """CONTRACT 4, in its order."""
     totals = Totals()
-    totals.count("m", Usage(1, 2, 3), 1, answered=True)
+    totals.count(("m", "e"), Usage(1, 2, 3), 1, answered=True)
     assert sorted(lines(totals)["m"]) == sorted(
         ["scope", "model", "requests", "succeeded", "failed", "attempts", "prompt_tokens", "completion_tokens",
          "total_tokens", "cached_tokens", "reasoning_tokens", "unknown_usage", "cost"]

@@ -1,0 +1,219 @@
+"""Lanes: the ways to the answers, each with its own limit and health, and which of them a row takes now.
+
+Rules of this file: decisions only, nothing is awaited. A lane is *closed* while its circuit is open: for what failed
+there, for an outage of its endpoint, or because the endpoint refused our key or credits. A row that has another way
+goes that way; one that has none waits. While rows are left, a closed lane with another way around it is given one row
+to probe with, so that it is used again when it is back.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from batchrouter.circuit import Circuit
+from batchrouter.frontier import Job
+from batchrouter.records import Fault, Halt, Reply, Request, Share
+from batchrouter.routing import Route, Routes, choose
+from batchrouter.throttle import Throttle
+
+
+class Send(Protocol):
+    """What brings a request to an endpoint (`Transport.send`); a peer's failure is data."""
+
+    async def __call__(self, request: Request) -> Reply | Fault:
+        """Send one, read its answer."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """An endpoint as the lanes to it share it: one circuit for all of them, and why it is closed to us, if it is."""
+
+    name: str
+    send: Send
+    weight: float = 1.0
+    circuit: Circuit = field(default_factory=Circuit)
+    halt: Halt | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One way to the answers: an endpoint, and a model there (or all of them, where they share a told limit)."""
+
+    name: str
+    place: Place
+    throttle: Throttle
+    workers: int = 0
+    answered: int = 0
+    failed: int = 0
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint's name."""
+        return self.place.name
+
+    def share(self) -> Share:
+        """What it did so far, and how it is."""
+        state = self.place.halt.reason if self.place.halt is not None else self.throttle.state()
+        return Share(self.name, self.answered, self.failed, state)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody leaves here but a probe."""
+        return self.throttle.circuit.is_open or self.place.circuit.is_open
+
+
+def _no_backlog(_: Hashable) -> int:
+    return 0
+
+
+class Lanes:
+    """All lanes of a run, made by `make` as rows come to need them."""
+
+    def __init__(
+        self, routes: Routes, make: Callable[[Route], Lane], rng: random.Random, *, endpoints: int = 1
+    ) -> None:
+        self._routes = routes
+        self._make = make
+        self._rng = rng
+        self._endpoints = endpoints
+        self.is_plural = endpoints > 1 or routes.is_plural
+        self._by_route: dict[Route, Lane] = {}
+        self.all: list[Lane] = []
+        self.backlog: Callable[[Hashable], int] = _no_backlog  # rows that wait for a worker of a lane
+        self.may_probe = True  # whether rows are left to probe a closed lane with
+
+    def _lane(self, route: Route) -> Lane:
+        lane = self._by_route.get(route)
+        if lane is None:
+            lane = self._by_route[route] = self._make(route)
+            if lane not in self.all:
+                self.all.append(lane)
+        return lane
+
+    # --- which way -------------------------------------------------------------------------------------------------
+
+    def place(self, job: Job, now: float) -> tuple[Lane, float]:
+        """The lane that a row takes now, and when it is due there; its route and what is sent are set on the job."""
+        name = job.names[0] if job.names else job.request.model
+        routes = self._routes.of(name, job.request.identity.key)
+        if len(routes) == 1:
+            lane = self._lane(routes[0])
+            if not lane.is_closed:
+                return self._take(job, routes[0], lane), 0.0
+        return self._choose(job, routes, now)
+
+    def _choose(self, job: Job, routes: tuple[Route, ...], now: float) -> tuple[Lane, float]:
+        open_ways: list[tuple[Route, Lane]] = []
+        closed: list[tuple[Route, Lane]] = []
+        for routes_there in (routes, *self._stand_ins(job)):
+            ways = [(route, self._lane(route)) for route in routes_there]
+            open_ways = [way for way in ways if not way[1].is_closed]
+            closed += [way for way in ways if way[1].is_closed]
+            if open_ways:
+                break
+        if self.may_probe and open_ways and not job.counted:
+            for route, lane in closed:
+                if not lane.throttle.in_flight and not lane.throttle.waiting and not self.backlog(lane):
+                    return self._take(job, route, lane), now + lane.throttle.probe_in_s(now)
+        if not open_ways:
+            route, lane = min(closed, key=lambda way: way[1].throttle.probe_in_s(now) + self.backlog(way[1]))
+            return self._take(job, route, lane), 0.0
+        waits_s = [lane.throttle.wait_s(now, self.backlog(lane)) for _, lane in open_ways]
+        route, lane = open_ways[choose(waits_s, [lane.place.weight for _, lane in open_ways], self._rng)]
+        return self._take(job, route, lane), 0.0
+
+    def _stand_ins(self, job: Job) -> Iterator[tuple[Route, ...]]:
+        names = job.names[1:] if job.names else self._routes.chain(job.request.model)
+        for name in names:
+            yield self._routes.of(name, job.request.identity.key)
+
+    def _take(self, job: Job, route: Route, lane: Lane) -> Lane:
+        if job.route is not route:
+            job.route = route
+            request = job.request
+            body = self._routes.body(request.body, request.model, route)
+            job.sending = request if body is request.body else request._replace(body=body, model=route.model)
+        return lane
+
+    def has_way_out(self, job: Job, now: float, shut_s: float) -> bool:
+        """Whether a row could be asked elsewhere in less than half of the time that its own lane is shut for."""
+        key = job.request.identity.key
+        name = job.names[0] if job.names else job.request.model
+        for routes in (self._routes.of(name, key), *self._stand_ins(job)):
+            for route in routes:
+                lane = self._lane(route)
+                is_open = route != job.route and not lane.is_closed
+                if is_open and lane.throttle.wait_s(now, self.backlog(lane)) < shut_s / 2:
+                    return True
+        return False
+
+    def may_draw(self, lane: Lane) -> bool:
+        """Whether a lane's workers draw fresh rows: not while it is closed and others are there for them."""
+        return not (self.is_plural and lane.is_closed and any(not other.is_closed for other in self.all))
+
+    # --- when a way fails --------------------------------------------------------------------------------------------
+
+    def falls_back(self, job: Job) -> bool:
+        """Send a row to the next name of its chain; false when there is none. What failed no longer counts."""
+        names = job.names or (job.request.model, *self._routes.chain(job.request.model))
+        return self._goes_on(job, names[1:])
+
+    def widens(self, job: Job) -> bool:
+        """Send a row that is too long for its model to a larger one; false when none is known."""
+        wider = None if job.route is None else self._routes.wider(job.route.model)
+        return wider is not None and self._goes_on(job, (wider,))
+
+    def _goes_on(self, job: Job, names: tuple[str, ...]) -> bool:
+        if not names:
+            return False
+        job.names = names
+        job.counted = 0
+        job.failed_at, job.suspect = None, False
+        return True
+
+    def shut(self, lane: Lane, halt: Halt, now: float) -> bool:
+        """An endpoint refuses us: its lanes close and probe, slowly. False when no other endpoint is left."""
+        lane.place.halt = halt
+        lane.place.circuit.shut(now)
+        halted = {each.place.name for each in self.all if each.place.halt is not None}
+        return len(halted) < self._endpoints
+
+    def take_evidence(self, lane: Lane, row: int | None, now: float) -> bool:
+        """An attempt of `row` failed by the endpoint; true when the lane, or all of its endpoint, closed by it."""
+        opened = lane.throttle.circuit.failed(row, now)
+        return lane.place.circuit.failed(row, now) or opened
+
+    def reopen(self, lane: Lane) -> bool:
+        """An endpoint answered; true when it was closed until now."""
+        lane.place.halt = None
+        is_back = lane.place.circuit.answered()
+        return lane.throttle.circuit.answered() or is_back
+
+    # --- when no way is left -----------------------------------------------------------------------------------------
+
+    def is_idle(self) -> bool:
+        """Whether no lane that is open has anything to do."""
+        return not any(
+            lane.throttle.in_flight or lane.throttle.waiting or self.backlog(lane)
+            for lane in self.all
+            if not lane.is_closed
+        )
+
+    def down_since(self) -> float:
+        """When the longest outage that lasts began; infinity when there is none."""
+        opened = [
+            since
+            for lane in self.all
+            for since in (lane.throttle.circuit.open_since, lane.place.circuit.open_since)
+            if since is not None and lane.place.halt is None
+        ]
+        return min(opened, default=math.inf)
+
+    def halt(self) -> Halt | None:
+        """Why an endpoint is closed to us, if one is."""
+        return next((lane.place.halt for lane in self.all if lane.place.halt is not None), None)
