@@ -213,9 +213,11 @@ class Runner:
                     throttle.left()
                     self._workers[worker] = False
                 self._conclude(lane, job, answer, sent)
-        except BatchrouterError as error:  # the disk, or an input that changed under way
+        except DiskError as error:
             self.stop(disk_halt(error))
-            self.abort()
+            self.abort()  # there is nowhere to record what is in flight
+        except BatchrouterError as error:  # an input that changed under way: by now something may have been sent
+            self.stop(disk_halt(DiskError(str(error))))
         finally:
             lane.workers -= 1
 

@@ -764,7 +764,9 @@ def test_a_full_disk_at_the_very_end_stops_with_7() -> None:
 
 
 def test_an_input_that_cannot_be_read_on_stops_the_run() -> None:
-    """What reading a row raises is the run's end, with its words; answers in flight may be lost, no row is blamed."""
+    """An input that changed: exit 7, as something was sent, with its words; answers in flight are recorded all the same,
+    and no row is blamed.
+    """
 
     def rows() -> Iterator[Request]:
         yield from map(request, range(10))
@@ -772,7 +774,9 @@ def test_an_input_that_cannot_be_read_on_stops_the_run() -> None:
 
     stage = played(20, always(GOOD), requests=rows(), concurrency=3)
     assert stage.halt is not None
+    assert stage.halt.exit_code == 7
     assert "in.jsonl:11" in stage.halt.reason
+    assert len(stage.books.answered) == 10
     assert stage.books.failed == []
 
 
