@@ -222,6 +222,8 @@ def test_any_edit_of_an_input_loses_and_mixes_nothing(
 
 ROWS: list[Line] = [(f"row-{n}", "bad" if n == 4 else f"question {n}") for n in range(12)]
 ROWS[6:6] = [("row-2", "another"), (None, None)]
+ROWS += [("twin-0", "question 0"), ("twin-11", "question 11"), ("twin-bad", "bad")]
+ASKED = {custom_id: question for custom_id, question in reversed(ROWS) if custom_id and question}
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +232,7 @@ def past(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = Place(tmp_path_factory.mktemp("past"), served)
     place.write(ROWS)
     for number, limit in enumerate((1, 5, 9, len(ROWS))):
-        place.start(limit=limit)
+        place.start(limit=limit, dedupe=True)
         shutil.copy(place.directory / "checkpoint.sqlite", place.folder / f"index-{number}")
     (place.folder / "index-garbage").write_bytes(b"SQLite format 3\0 and no more")
     return place.folder
@@ -247,15 +249,22 @@ CRASHES = st.lists(
 
 
 @settings(unhurried, max_examples=15)
-@given(CRASHES)
-@example([(1.0, 1.0, "3", b"")])
-@example([(0.0, 0.0, "3", b"\0" * 700)])
+@given(crashes=CRASHES, dedupe=st.booleans())
+@example(crashes=[(1.0, 1.0, "3", b"")], dedupe=False)
+@example(crashes=[(0.0, 0.0, "3", b"\0" * 700)], dedupe=False)
+@example(crashes=[(0.5, 0.5, "none", b"")], dedupe=True)
 def test_a_run_resumed_after_any_crash_is_the_run(
-    past: Path, served: Served, tmp_path_factory: pytest.TempPathFactory, crashes: list[tuple[float, float, str, bytes]]
+    past: Path,
+    served: Served,
+    tmp_path_factory: pytest.TempPathFactory,
+    crashes: list[tuple[float, float, str, bytes]],
+    *,
+    dedupe: bool,
 ) -> None:
     """Each log cut at any byte, with a tail that a file system may leave, beside an index of any moment or none, and that
-    twice over: the start after it asks the rows that the logs do not have, and no others; whole lines stay as they
-    were; in the end every row is in one place, with the end of its own question.
+    twice over: the start after it asks the rows that the logs do not have, and no others (of equal ones with --dedupe
+    one, and none where an answer is there); whole lines stay as they were; in the end every row is in one place, with
+    the end of its own question.
     """
     place = Place(tmp_path_factory.mktemp("place"), served)
     shutil.copytree(past, place.folder, dirs_exist_ok=True)
@@ -273,11 +282,13 @@ def test_a_run_resumed_after_any_crash_is_the_run(
         if index != "none":
             shutil.copy(past / f"index-{index}", place.directory / "checkpoint.sqlite")
         before = place.asked()
-        place.start()
-        missing = {custom_id: question for custom_id, question in ROWS if custom_id and custom_id not in kept}
-        questions = [q for custom_id, q in dict(reversed(ROWS)).items() if q and custom_id in missing]
-        assert place.asked() - before == place.names(questions)
+        place.start(dedupe=dedupe)
+        missing = [question for custom_id, question in ASKED.items() if custom_id not in kept]
+        if dedupe:
+            have = {ASKED[custom_id] for custom_id in kept} - {"bad"}
+            missing = [question for question in dict.fromkeys(missing) if question not in have]
+        assert place.asked() - before == place.names(missing)
         found = books(place.directory)
         assert len(found.results) + len(found.errors) == len(ROWS)
-        place.check_answers(found, {custom_id: q for custom_id, q in dict(reversed(ROWS)).items() if custom_id and q})
+        place.check_answers(found, ASKED)
         assert audit(place.directory).problems == []
