@@ -6,10 +6,10 @@ that compressed files are read once, forward.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final
 
+from batchrouter.compressed import damage_told
 from batchrouter.errors import UsageError
 from batchrouter.index import DUPLICATE, INVALID, Index, Planned
 from batchrouter.intake import Shaping, Source, read_row
@@ -115,14 +115,12 @@ class Reader:
     def read(self, row: Planned) -> Request | Refusal:
         """The row itself; raises UsageError when its line is no longer the one that was planned."""
         source = self._sources[row.file]
-        try:
+        with damage_told(source.path):
             if self._file is None or row.file != self._number:
                 self.close()
                 self._file, self._number = source.open(), row.file
             self._file.seek(row.start)
             raw = self._file.read(row.length) if row.length <= LONGEST_LINE_BYTES else None
-        except (EOFError, zlib.error, OSError) as error:
-            raise UsageError(f"{source.path} cannot be read on: {error}; start it again to plan anew") from None
         line = Line(row.line, row.start, raw.removesuffix(b"\n") if raw is not None else None, row.length)
         read = read_row(line, row.n, source.label, self._shaping)
         if read is None or not _is_planned(read, row):

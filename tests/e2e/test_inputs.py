@@ -174,6 +174,7 @@ def test_standard_input_is_kept_and_resumed(shell: Warm, tmp_path: Path) -> None
         code, told = start(list(reversed(rows)))
         assert code == 2
         assert "stdin:1" in told
+        assert shell.run("verify", "stdin.run", cwd=tmp_path).returncode == 0
         assert start([])[0] == 0
         assert served.asked == 5
         found = books(directory)

@@ -60,6 +60,10 @@ class Place:
 
     folder: Path
     served: Served
+    input: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.input = self.folder / "in.jsonl"
 
     @property
     def directory(self) -> Path:
@@ -68,15 +72,14 @@ class Place:
     def write(self, lines: Iterable[Line]) -> None:
         fresh = self.folder / "fresh"
         fresh.write_text("".join(text_of(line) + "\n" for line in lines), "utf-8")
-        fresh.replace(self.folder / "in.jsonl")
+        fresh.replace(self.input)
 
     def settings(self, **options: Any) -> Settings:
         return Settings(base_url=self.served.emulator.base_url, concurrency=3, checkpoint_every=0.01, **options)
 
     def start(self, **options: Any) -> Summary:
         key = Secret(self.served.emulator.key)
-        inputs = [str(self.folder / "in.jsonl")]
-        return asyncio.run(run_batch(inputs, self.directory, self.settings(**options), key))
+        return asyncio.run(run_batch([str(self.input)], self.directory, self.settings(**options), key))
 
     def asked(self) -> Counter[str]:
         """How often each question was asked so far."""
@@ -151,7 +154,7 @@ def check_start(place: Place, world: World, lines: Sequence[Line], changed: Chan
     shown = list(lines)[:limit]
     mine = world.read(shown)[0]
     now_changed = [name for name, question in mine.items() if world.log.get(name, question) != question]
-    planned = preview([str(place.folder / "in.jsonl")], place.directory, place.settings(changed=changed, limit=limit))
+    planned = preview([str(place.input)], place.directory, place.settings(changed=changed, limit=limit))
     before, log_before = place.asked(), dict(world.log)
     if now_changed and changed == "refuse":
         assert planned.changed == len(now_changed)
@@ -267,7 +270,8 @@ def test_a_run_resumed_after_any_crash_is_the_run(
     the end of its own question.
     """
     place = Place(tmp_path_factory.mktemp("place"), served)
-    shutil.copytree(past, place.folder, dirs_exist_ok=True)
+    shutil.copytree(past / "in.run", place.directory)
+    place.input = past / "in.jsonl"  # the very file, so that an index of it is used
     for results_share, errors_share, index, tail in crashes:
         kept = Counter[str]()
         for name, share in (("results.jsonl", results_share), ("errors.jsonl", errors_share)):
