@@ -40,6 +40,7 @@ class Review:
                 body = jsontext.replace(job.request.body, {name: b"%d" % larger})
                 allowed = job.request.answer_tokens // budget * larger
                 job.request = job.request._replace(body=body, answer_tokens=allowed)
+                job.route = None  # what is sent on its way is to be made anew
                 return True
         return False
 

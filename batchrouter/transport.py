@@ -102,17 +102,17 @@ class Transport:
         self._proxy = proxy
         self._tls = _tls_context(ca_file) if base_url.startswith("https") else None
         self._redact = Redactor(key)
+        # Given with each request and not to the session, which would tell them to a proxy as well.
         self._headers = CIMultiDict(
             {
                 **(headers or {}),
+                "Authorization": f"Bearer {key.reveal()}",
                 "Content-Type": "application/json",
                 "Accept": "application/json, text/event-stream",
                 "Accept-Encoding": "gzip, deflate",
                 "User-Agent": f"batchrouter/{__version__}",
             }
         )
-        # With each request and not the session's: a session gives its headers to the proxy as well.
-        self._authorization = CIMultiDict(Authorization=f"Bearer {key.reveal()}")
         self._watch = Watch(timeout_s, idle_timeout_s)
 
     async def __aenter__(self) -> Self:
@@ -139,7 +139,6 @@ class Transport:
         return aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None, connect=None),
-            headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             raise_for_status=False,
             trust_env=False,
@@ -154,7 +153,7 @@ class Transport:
                 asyncio.timeout(within_s),
                 self._session.get(
                     self._base_url + "/models",
-                    headers=self._authorization,
+                    headers=self._headers,
                     allow_redirects=False,
                     proxy=self._proxy,
                 ) as response,
@@ -210,7 +209,7 @@ class Transport:
         response = await session.post(
             self._urls[request.path],
             data=body,
-            headers=self._authorization,
+            headers=self._headers,
             allow_redirects=False,
             proxy=self._proxy,
         )

@@ -12,6 +12,8 @@ from kit.hostile import KEY, Heard, Step, hostile, http, right
 from kit.world import request_row, run, serving, write_jsonl
 
 from batchrouter.cli.models import command
+from batchrouter.errors import UsageError
+from batchrouter.transport import Catalogue
 
 
 def models(base_url: str, *options: str) -> Result:
@@ -71,19 +73,19 @@ def test_why_there_is_no_catalogue(name: str) -> None:
     assert done.stdout == ""
 
 
-def test_nobody_is_there(tmp_path: Path) -> None:
+def test_nobody_is_there() -> None:
     """Unreachable is 5, no key is 2."""
     done = models("http://127.0.0.1:1/v1")
     assert done.exit_code == 5
     assert "cannot connect to 127.0.0.1:1" in done.stderr
-    assert run("models", cwd=tmp_path).returncode == 2
+    without = CliRunner().invoke(command, env={"WORLDROUTER_API_KEY": "", "OPENAI_API_KEY": ""})
+    assert isinstance(without.exception, UsageError)
 
 
 def test_models_that_are_not_listed_are_told_before_anything_is_sent(tmp_path: Path) -> None:
-    """By `plan` and by `run`, each once with their names; of a listed model, without a catalogue or a key: silence."""
+    """By `plan` and by `run`, each once with their names; without a catalogue: silence."""
     rows = [request_row(n, model=model) for n, model in enumerate(["gpt-5.4", "GPT-5.4", "gpt-6"])]
     write_jsonl(tmp_path / "in.jsonl", rows)
-    write_jsonl(tmp_path / "good.jsonl", rows[:1])
     warning = "not in the endpoint's catalogue: GPT-5.4, gpt-6 (`batchrouter models` lists it"
     with serving() as served:
         planned = run("plan", "in.jsonl", "--json", cwd=tmp_path, env=served.environment)
@@ -93,9 +95,28 @@ def test_models_that_are_not_listed_are_told_before_anything_is_sent(tmp_path: P
         assert served.asked == 0
         started = run("run", "in.jsonl", cwd=tmp_path, env=served.environment)
         assert started.stderr.startswith(f"batchrouter: {warning}")
-        assert "catalogue" not in run("run", "good.jsonl", cwd=tmp_path, env=served.environment).stderr
     with hostile(answering) as server:
-        assert "catalogue" not in run("run", "in.jsonl", "-o", "x", cwd=tmp_path, env=server.environment).stderr
-        base_url = {"WORLDROUTER_BASE_URL": server.base_url}
-        planned = run("plan", "in.jsonl", "-o", "y", cwd=tmp_path, env=base_url)
-        assert (planned.returncode, planned.stderr) == (0, "")
+        silent = run("run", "in.jsonl", "-o", "x", "-q", cwd=tmp_path, env=server.environment)
+        assert (silent.returncode, silent.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("listed", "wanted", "told"),
+    [
+        (["a", "b"], ["a"], ""),
+        (["a", "b"], [], ""),
+        (["a"], ["c", "A"], "not in the endpoint's catalogue: A, c (`batchrouter models` lists it; case matters)"),
+        ([], ["a"], ""),
+        (None, ["a"], ""),
+    ],
+)
+def test_what_is_told_of_models_that_are_not_listed(listed: list[str] | None, wanted: list[str], told: str) -> None:
+    """Their names; of an endpoint without a catalogue, or with an empty one, nothing."""
+    models = None if listed is None else [{"id": name} for name in listed]
+    assert Catalogue(None, models).warning(wanted) == told
+
+
+def test_of_many_models_that_are_not_listed_a_few_are_named() -> None:
+    """Ten, and how many more there are."""
+    told = Catalogue(None, [{"id": "a"}]).warning(f"m{n:02}" for n in range(25))
+    assert "m08, m09 and 15 others (" in told
