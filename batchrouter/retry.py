@@ -292,9 +292,10 @@ def clean(text: str) -> str:
 
 def is_model_gone(reply: Reply) -> bool:
     """Whether an answer says that there is no such model (any more): no fault of the row, if another may stand in."""
-    return reply.status == 404 and (
-        error_code_of(reply).endswith("model_not_found") or "model" in message_of(reply.body)
-    )
+    if reply.status not in {400, 404}:
+        return False
+    is_named = error_code_of(reply).endswith("model_not_found")
+    return is_named or (reply.status == 404 and "model" in message_of(reply.body).lower())
 
 
 def is_too_long(reply: Reply) -> bool:

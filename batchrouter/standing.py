@@ -22,7 +22,7 @@ _RECENT_BYTES: Final = 2**20
 @dataclass(frozen=True, slots=True)
 class Standing:
     """Where a run stands. `running` is the process that holds the directory (None: nobody does); `rows` is None until
-    the plan has been made; `rows_per_s` is over the last answers, `shares` how many of those came by which model and endpoint;
+    the plan has been made; `rows_per_s` is over the last answers, `shares` by which model and endpoint those came;
     `last_event` is the last line of events.jsonl.
     """
 

@@ -35,31 +35,41 @@ MayLeave = Callable[[float, float], bool]  # (now, seconds that nobody is let th
 
 
 class Slots:
-    """Places for requests in flight that several throttles share: at most `most` at once."""
+    """Places for requests in flight that several throttles share: at most `most` at once, first come, first served."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.taken = 0
+        self._called = 0  # places kept for who was woken and has not run yet
         self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether there is a place for who did not stand in line."""
+        return self.taken + self._called < self.most and not self._waiting
 
     async def wait(self) -> None:
         """Until there is a free place; it is the caller's as soon as it adds to `taken`, without awaiting between."""
-        while self.taken >= self.most:
-            free = asyncio.get_running_loop().create_future()
-            self._waiting.append(free)
-            try:
-                await free
-            except asyncio.CancelledError:
-                if free.done() and not free.cancelled():
-                    self.wake_one()
-                raise
+        if self.is_free:
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._called -= 1
+                self.wake_one()
+            raise
+        self._called -= 1
 
     def wake_one(self) -> None:
-        """Let the longest waiting have a look."""
-        while self._waiting:
-            free = self._waiting.popleft()
-            if not free.done():
-                free.set_result(None)
+        """Call the longest waiting, if there is a place."""
+        while self._waiting and self.taken + self._called < self.most:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._called += 1
+                turn.set_result(None)
                 return
 
 
@@ -179,16 +189,18 @@ class Throttle:
             and not self._probing
             and not self.circuit.is_open
             and not self._endpoint.is_open
-            and (self._slots is None or self._slots.taken < self._slots.most)
+            and (self._slots is None or self._slots.is_free)
         )
 
     async def _wait_for_turn(self, tokens: int, may_leave: MayLeave | None) -> bool:
         if may_leave is not None and self._is_left(self._loop.time(), may_leave):
             return False
         await self._paid(tokens)
+        has_place = self._slots is None
         while True:  # whatever was waited for, the rest may have changed meanwhile
             now = self._loop.time()
             if may_leave is not None and self._is_left(now, may_leave):
+                self._pass_on()
                 return False
             if self.in_flight >= (1 if self._probing else self.pace.concurrency):
                 await self._slot_ready()
@@ -196,10 +208,13 @@ class Throttle:
                 await self._lose("outage", min(probe_in_s, _LOOK_S))
             elif self._paused_until_s > now:
                 await self._lose(self._pause_reason, self._paused_until_s - now)
-            elif self._slots is not None and self._slots.taken >= self._slots.most:
+            elif self._slots is not None and not has_place:
                 await self._slots.wait()
+                has_place = True
+                continue
             else:
                 break
+            has_place = self._slots is None  # it was passed on
         self._paused_until_s = 0.0
         for circuit in {self.circuit, self._endpoint}:
             if circuit.is_open:
