@@ -54,6 +54,7 @@ class Hostile:
 
     script: Script
     catalogue: bytes = b""
+    on_get: Callable[[str], object] = str  # is told the path of what else is asked for
     early: bool = False  # the answer is sent before the body is read
     port: int = 0
     scheme: str = "http"
@@ -77,7 +78,10 @@ class Hostile:
                 if heard.method == "POST":
                     self.heard.append(heard)
                     nth += 1
-                steps = self.script(heard) if heard.method == "POST" else [self.catalogue or http(404, b"{}")]
+                    steps = self.script(heard)
+                else:
+                    self.on_get(heard.path)
+                    steps = [self.catalogue or http(404, b"{}")]
                 if not await _play(steps, reader, writer):
                     break
         with suppress(ConnectionError, ssl.SSLError):
@@ -122,11 +126,12 @@ def hostile(
     script: Script,
     *,
     catalogue: bytes = b"",
+    on_get: Callable[[str], object] = str,
     tls: ssl.SSLContext | None = None,
     early: bool = False,
 ) -> Iterator[Hostile]:
     """A server in a thread of its own, until the block ends."""
-    server = Hostile(script, catalogue, early, scheme="http" if tls is None else "https")
+    server = Hostile(script, catalogue, on_get, early, scheme="http" if tls is None else "https")
     ready, finish = threading.Event(), []
 
     async def serve() -> None:

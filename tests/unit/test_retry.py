@@ -235,6 +235,11 @@ def test_insufficient_quota_is_never_waited_out(status: int) -> None:
     assert told(verdict(refused(status, "insufficient_quota"), retry_after_s=1.0)) == CREDITS
 
 
+def incomplete(*output: dict[str, Any], reason: str = "max_output_tokens") -> dict[str, Any]:
+    """A response that broke off."""
+    return {"status": "incomplete", "incomplete_details": {"reason": reason}, "output": list(output)}
+
+
 OTHER_PATHS: list[tuple[str, dict[str, Any], str]] = [
     ("/completions", {"choices": [{"text": "x", "finish_reason": "stop"}]}, "accepted"),
     ("/completions", {"choices": [{"text": "", "finish_reason": "length"}]}, "truncated"),
@@ -250,6 +255,20 @@ OTHER_PATHS: list[tuple[str, dict[str, Any], str]] = [
     ("/responses", {"output": [], "choices": 3}, "accepted"),
     ("/responses", {}, TRY),
     ("/responses", {"error": {"code": "server_error"}, "output": []}, TRY),
+    ("/responses", {"status": "completed", "output": []}, "accepted"),
+    ("/responses", {"status": "failed", "output": []}, TRY),
+    ("/responses", {"status": "cancelled", "output": []}, TRY),
+    ("/responses", {"status": "queued", "output": []}, "failed bad_response, row"),
+    ("/responses", {"status": "in_progress", "output": []}, "failed bad_response, row"),
+    ("/responses", {"status": ["completed"], "output": []}, "accepted"),
+    ("/responses", incomplete(), "truncated"),
+    ("/responses", incomplete({"type": "reasoning", "content": [{"text": "x"}]}), "truncated"),
+    ("/responses", incomplete({"type": "message", "content": [{"type": "output_text", "text": ""}]}), "truncated"),
+    ("/responses", incomplete({"type": "message", "content": [{"type": "output_text", "text": "x"}]}), "accepted"),
+    ("/responses", incomplete({"type": "message", "content": [{"type": "refusal", "refusal": "x"}]}), "accepted"),
+    ("/responses", incomplete({"type": "function_call", "name": "f"}), "accepted"),
+    ("/responses", incomplete(reason="content_filter"), "accepted"),
+    ("/responses", {"status": "incomplete", "incomplete_details": None, "output": [None, 1]}, "accepted"),
 ]
 
 
