@@ -17,7 +17,7 @@ _FIRST_PROBE_S: Final = 0.5
 _PROBE_GROWTH: Final = 1.6
 _LONGEST_PROBE_GAP_S: Final = 4.5  # an outage's end is noticed within 5 s
 _FIRST_REFUSED_PROBE_S: Final = 1.0  # who refuses us is asked less often
-_LONGEST_REFUSED_GAP_S: Final = 30.0
+_LONGEST_REFUSED_GAP_S: Final = 10.0
 
 
 class Circuit:
