@@ -7,6 +7,7 @@ is cleaned before it gets here; a terminal or pipe that is gone ends the showing
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -159,8 +160,16 @@ class Bar(_Showing):
         from tqdm import tqdm  # noqa: PLC0415  (only where a bar is shown)
 
         with self._while_there():
+            sizeless = _has_no_width(self._stream)
             self._bar = tqdm(
-                total=rows, initial=rows - pending, unit=" rows", file=self._stream, dynamic_ncols=True, smoothing=0.1
+                total=rows,
+                initial=rows - pending,
+                unit=" rows",
+                file=self._stream,
+                ncols=80 if sizeless else None,
+                nrows=24 if sizeless else None,
+                dynamic_ncols=not sizeless,
+                smoothing=0.1,
             )
 
     def tick(self, tally: Tally, lanes: Sequence[Shown]) -> None:
@@ -182,6 +191,14 @@ class Bar(_Showing):
         if self._bar is not None:
             with self._while_there():
                 self._bar.close()
+
+
+def _has_no_width(stream: TextIO) -> bool:
+    """Whether it is a terminal that nobody told its size, as those of containers and scripts are: no bar fits it."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns == 0
+    except (OSError, ValueError):
+        return False
 
 
 def choose(name: str, stream: TextIO | None = None) -> Observer:

@@ -51,7 +51,8 @@ def look(directory: Path) -> Standing:
     except Unusable:
         pass
     events = _last_objects(directory / "events.jsonl", 1)
-    recent = _last_objects(directory / "results.jsonl", _RECENT_LINES)
+    last = _last_objects(directory / "results.jsonl", _RECENT_LINES)
+    recent = [row["batchrouter"] for row in last if type(row.get("batchrouter")) is dict]
     return Standing(
         str(directory),
         _holder(directory / "lock"),
@@ -60,7 +61,7 @@ def look(directory: Path) -> Standing:
         failed,
         None if rows is None else max(0, rows - answered - failed + (removed or 0)),
         _speed(recent),
-        dict(Counter(f"{row['batchrouter']['model']} at {row['batchrouter']['endpoint']}" for row in recent)),
+        dict(Counter(f"{row['model']} at {row['endpoint']}" for row in recent if {"model", "endpoint"} <= row.keys())),
         events[-1] if events else None,
     )
 
@@ -96,7 +97,7 @@ def _speed(rows: list[dict[str, Any]]) -> float | None:
     times = []
     for row in rows:
         with suppress(KeyError, TypeError, ValueError):  # a damaged line
-            times.append(datetime.fromisoformat(row["batchrouter"]["finished_at"]).timestamp())
+            times.append(datetime.fromisoformat(row["finished_at"]).timestamp())
     if len(times) < 2 or times[-1] <= times[0]:
         return None
     return round((len(times) - 1) / (times[-1] - times[0]), 2)

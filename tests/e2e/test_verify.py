@@ -130,6 +130,15 @@ def test_the_status_of_a_damaged_run_is_still_a_status(shell: Warm, folder: Path
     assert shell.run("status", "in.run", cwd=folder).stdout.startswith("? rows: ")
 
 
+def test_the_status_of_a_first_start_is_told_before_its_plan_stands(shell: Warm, tmp_path: Path) -> None:
+    """A million rows take seconds to plan: until then there is a lock, and no more to tell."""
+    (tmp_path / "in.run").mkdir()
+    (tmp_path / "in.run/lock").write_text("process 1 since 2026-11-23T00:00:00Z\n", "utf-8")
+    told = shell.run("status", "in.run", cwd=tmp_path)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith("? rows: 0 answered, 0 failed, ? pending")
+
+
 @pytest.mark.parametrize("arguments", [("status", "nowhere.run"), ("verify", "nowhere.run"), ("verify", ".")])
 def test_what_is_no_run_directory_is_a_mistake(shell: Warm, tmp_path: Path, arguments: tuple[str, str]) -> None:
     """Exit 2, in one line."""
