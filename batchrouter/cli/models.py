@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Sequence
 from typing import Any, Final
 
 import click
@@ -13,7 +14,7 @@ from batchrouter.cli.options import settings_from, settings_options
 from batchrouter.records import CREDITS_SPENT, ENDPOINT_DOWN, KEY_REFUSED, Fault, Reply
 from batchrouter.remedies import remedy_for
 from batchrouter.retry import clean, is_about_credits, message_of
-from batchrouter.settings import Secret, Settings, find_key
+from batchrouter.settings import Endpoint, Secret, Settings, key_of
 from batchrouter.transport import Catalogue, Transport
 
 _PATIENCE_S: Final = 30.0
@@ -26,43 +27,59 @@ _NO_CATALOGUE: Final = frozenset({404, 405, 410, 501})
 @settings_options
 @click.pass_context
 def command(ctx: click.Context, /, as_json: bool, **values: Any) -> None:  # noqa: FBT001  (click passes it by name)
-    """List the endpoint's models (GET /models), by their ids.
+    """List the models of each endpoint (GET /models), by their ids.
 
     \b
     Example: batchrouter models --base-url http://127.0.0.1:8080/v1
     """
     settings = settings_from(values)
-    found = asyncio.run(catalogue_of(settings, find_key(os.environ, settings.api_key_file), _PATIENCE_S))
-    if found.models is None:
-        code, reason = _why_none(found.refusal, settings.base_url)
-        click.echo(f"batchrouter: {reason}", err=True)
-        ctx.exit(code)
-    if as_json:
-        click.echo(json.dumps(found.models, indent=2))  # ASCII: safe on any terminal
-    else:
-        click.echo("\n".join(_table(found.models)))
+    endpoints = settings.all_endpoints()
+    keys = [key_of(endpoint, os.environ, settings.api_key_file) for endpoint in endpoints]
+    found = list(zip(endpoints, asyncio.run(_catalogues(settings, endpoints, keys)), strict=True))
+    listed = [(endpoint.name, catalogue.models) for endpoint, catalogue in found if catalogue.models is not None]
+    if listed and as_json:
+        shown: Any = [{"endpoint": name, "models": models} for name, models in listed]
+        click.echo(json.dumps(shown if len(endpoints) > 1 else listed[0][1], indent=2))  # ASCII: safe on any terminal
+    elif listed:
+        click.echo("\n".join(_table(listed, several=len(endpoints) > 1)))
+    code = 0
+    for endpoint, catalogue in found:
+        if catalogue.models is None:
+            its_code, reason = _why_none(catalogue.refusal, endpoint.base_url)
+            click.echo(f"batchrouter: {reason}", err=True)
+            code = code or its_code
+    ctx.exit(code)
 
 
-async def catalogue_of(settings: Settings, key: Secret, within_s: float) -> Catalogue:
-    """What the endpoint lists."""
+async def _catalogues(settings: Settings, endpoints: Sequence[Endpoint], keys: Sequence[Secret]) -> list[Catalogue]:
+    return await asyncio.gather(*(_catalogue(settings, *each) for each in zip(endpoints, keys, strict=True)))
+
+
+async def _catalogue(settings: Settings, endpoint: Endpoint, key: Secret) -> Catalogue:
     async with Transport(
-        settings.base_url,
+        endpoint.base_url,
         key,
         concurrency=1,
         timeout_s=settings.timeout,
         idle_timeout_s=settings.idle_timeout,
         max_response_bytes=settings.max_response,
+        headers=dict(endpoint.headers),
         proxy=settings.proxy,
         ca_file=settings.ca_file,
     ) as transport:
-        return await transport.catalogue(within_s)
+        return await transport.catalogue(_PATIENCE_S)
 
 
-def _table(models: list[dict[str, Any]]) -> list[str]:
-    """A line a model: its id, and who owns it."""
-    rows = sorted((clean(model["id"]), clean(str(model.get("owned_by") or ""))) for model in models)
-    width = max([len("MODEL"), *(len(name) for name, _ in rows)])
-    return [f"{name:{width}}  {owner}".rstrip() for name, owner in [("MODEL", "OWNER"), *rows]]
+def _table(listed: list[tuple[str, list[dict[str, Any]]]], *, several: bool) -> list[str]:
+    """A line a model: its id, who owns it, and (where there are several) the endpoint's name."""
+    rows = sorted(
+        (clean(model["id"]), clean(str(model.get("owned_by") or "")), name if several else "")
+        for name, models in listed
+        for model in models
+    )
+    rows.insert(0, ("MODEL", "OWNER", "ENDPOINT" if several else ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return [f"{model:{widths[0]}}  {owner:{widths[1]}}  {name}".rstrip() for model, owner, name in rows]
 
 
 def _why_none(refusal: Reply | Fault | None, base_url: str) -> tuple[int, str]:

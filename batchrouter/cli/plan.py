@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
-from batchrouter.cli.models import catalogue_of
 from batchrouter.cli.options import DEFAULT_CONFIG, settings_from, settings_options
 from batchrouter.cli.paths import default_directory
 from batchrouter.cli.questions import directory_of, is_asked, is_table, question_options, questions_from
 from batchrouter.dataset.label import plan
+from batchrouter.endpoints import Endpoints, routes_of
 from batchrouter.errors import UsageError
 from batchrouter.preview import Preview, preview
 from batchrouter.progress import short_time
-from batchrouter.settings import Settings, find_key
-
-_CATALOGUE_S: Final = 3.0
+from batchrouter.settings import Settings, key_of
 
 
 @click.command(name="plan")
@@ -50,17 +49,23 @@ def command(ctx: click.Context, /, inputs: tuple[str, ...], output: str | None, 
         click.echo(json.dumps(asdict(found), indent=2))
     else:
         click.echo(_text(found, changed=settings.changed))
-    if warning := _warning(settings, found.requests_by_model):
-        click.echo(f"batchrouter: {warning}", err=True)
+    for text in _warnings(settings, found.requests_by_model):
+        click.echo(f"batchrouter: {text}", err=True)
 
 
-def _warning(settings: Settings, models: Mapping[str, int]) -> str:
-    """What the endpoint's catalogue says of the rows' models; nothing where there is no key to ask with."""
+def _warnings(settings: Settings, names: Mapping[str, int]) -> list[str]:
+    """What the endpoints' catalogues lack of the rows' models; nothing where there is no key to ask with."""
     try:
-        key = find_key(os.environ, settings.api_key_file)
+        return asyncio.run(_look(settings, names)) if names else []
     except UsageError:
-        return ""
-    return asyncio.run(catalogue_of(settings, key, _CATALOGUE_S)).warning(models) if models else ""
+        return []
+
+
+async def _look(settings: Settings, names: Mapping[str, int]) -> list[str]:
+    keys = {each.name: key_of(each, os.environ, settings.api_key_file) for each in settings.all_endpoints()}
+    unused: dict[str, Any] = {"note": lambda *_, **__: None, "rng": random.Random()}  # no row will be sent
+    async with Endpoints(settings, routes_of(settings), keys, {}, **unused) as endpoints:
+        return await endpoints.look(names)
 
 
 def _of_table(

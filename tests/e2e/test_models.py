@@ -50,6 +50,33 @@ def test_odd_entries_harm_nobody() -> None:
     assert done.stdout.splitlines() == ["MODEL   OWNER", "a       ['x\\n']", "b [31m"]
 
 
+def test_several_endpoints_are_listed_together(tmp_path: Path) -> None:
+    """Each with its own key: whose catalogue a model stands in; one that has none is told beside the others."""
+    config = tmp_path / "two.toml"
+    with (
+        hostile(answering, catalogue=http(200, {"data": [{"id": "b", "owned_by": "o"}, {"id": "a"}]})) as first,
+        hostile(answering, catalogue=http(200, {"data": [{"id": "a"}]})) as second,
+        hostile(answering) as third,
+    ):
+        places = {"one": first, "two": second, "three": third}
+        config.write_text(
+            "".join(
+                f'[[endpoint]]\nname = "{n}"\nbase_url = "{each.base_url}"\nkey_env = "KEY_{n}"\n'
+                for n, each in places.items()
+            ),
+            "utf-8",
+        )
+        keys = {f"KEY_{name}": f"sk-{name}-0123456789" for name in places}
+        done = CliRunner().invoke(command, ["--config", str(config)], env=keys)
+        listed = CliRunner().invoke(command, ["--config", str(config), "--json"], env=keys)
+    assert done.exit_code == listed.exit_code == 2
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["MODEL", "OWNER", "ENDPOINT"], ["a", "one"], ["a", "two"], ["b", "o", "one"],
+    ]  # fmt: skip
+    assert done.stderr.startswith(f"batchrouter: {third.base_url}/models: 404")
+    assert {each["endpoint"]: len(each["models"]) for each in json.loads(listed.stdout)} == {"one": 2, "two": 1}
+
+
 TROUBLE: dict[str, tuple[bytes, int, str]] = {
     "no such route": (http(404, {"detail": "Not Found"}), 2, "/models: 404, Not Found; is the base URL right"),
     "a page": (http(200, b"<html>", "content-type: text/html"), 2, "/models is no catalogue; is the base URL right"),
