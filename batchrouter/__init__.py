@@ -3,24 +3,26 @@
 `run_batch` is the door: the command line goes through it, too.
 """
 
-from importlib.metadata import version
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-__version__ = version("batchrouter")
-
-from batchrouter.errors import BatchrouterError, BusyError, DiskError, UsageError
-from batchrouter.records import Halt, Summary, Tally
-from batchrouter.settings import Secret, Settings
 
 if TYPE_CHECKING:
     from batchrouter.batch import Control, run_batch
+    from batchrouter.errors import BatchrouterError, BusyError, DiskError, UsageError
+    from batchrouter.records import Halt, Summary, Tally
+    from batchrouter.settings import Endpoint, Model, Price, Secret, Settings
+
+__version__ = "0.1.0"
 
 __all__ = [
     "BatchrouterError",
     "BusyError",
     "Control",
     "DiskError",
+    "Endpoint",
     "Halt",
+    "Model",
+    "Price",
     "Secret",
     "Settings",
     "Summary",
@@ -30,11 +32,17 @@ __all__ = [
     "run_batch",
 ]
 
+_ROOMS = {
+    "batch": ("Control", "run_batch"),
+    "errors": ("BatchrouterError", "BusyError", "DiskError", "UsageError"),
+    "records": ("Halt", "Summary", "Tally"),
+    "settings": ("Endpoint", "Model", "Price", "Secret", "Settings"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Load what needs aiohttp when it is asked for: `import batchrouter` alone stays quick."""
-    if name in {"Control", "run_batch"}:
-        from batchrouter import batch  # noqa: PLC0415  (the point of this function)
-
-        return getattr(batch, name)
+    """Load a public name's room when it is asked for: `import batchrouter` alone, and --help, stay quick."""
+    for room, names in _ROOMS.items():
+        if name in names:
+            return getattr(import_module(f"batchrouter.{room}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

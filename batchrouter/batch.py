@@ -135,7 +135,8 @@ async def run_batch(
         except DiskError as error:
             halt = disk_halt(error)
         halt = _close_books(ledger, settings, halt)
-        return Summary(str(directory), tally, time.monotonic() - began, halt)
+        loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+        return Summary(str(directory), tally, time.monotonic() - began, halt, loop)
 
 
 class _Books:

@@ -203,9 +203,10 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended. `halt` is null when it reached the end of its rows."""
+    """How a run ended. `halt` is null when it reached the end of its rows; `loop` is whose event loop it ran on.
 
     directory: str
     tally: Tally
     duration_s: float
     halt: Halt | None
+    loop: str = "asyncio"

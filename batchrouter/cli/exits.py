@@ -73,6 +73,7 @@ def last_words(summary: Summary, command: str) -> str:
         lines.append(
             f"{usage.total_tokens:,} tokens ({usage.prompt_tokens:,} prompt, {usage.completion_tokens:,} completion)"
             f" in {tally.attempts:,} requests, {short_time(summary.duration_s)}"
+            + (" on uvloop" if summary.loop == "uvloop" else "")
         )
     lost = {reason: seconds for reason, seconds in tally.lost_s.items() if seconds >= 1}
     if lost:

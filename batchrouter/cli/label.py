@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import shlex
 import sys
@@ -16,7 +15,7 @@ from batchrouter.cli.exits import code_for, last_words
 from batchrouter.cli.export import told
 from batchrouter.cli.options import settings_from, settings_options
 from batchrouter.cli.questions import directory_of, question_options, questions_from
-from batchrouter.cli.run import run_to_end
+from batchrouter.cli.run import run_to_end, to_end
 from batchrouter.dataset.label import Labelled, label
 from batchrouter.progress import choose
 from batchrouter.records import Summary
@@ -57,7 +56,7 @@ def command(ctx: click.Context, /, data: str, output: str, **values: Any) -> Non
     observer = choose("verbose" if values["verbose"] else "none" if values["quiet"] else values["progress"])
 
     def run(inputs: Sequence[str], directory: Path, settings: Settings) -> Summary:
-        return asyncio.run(run_to_end(inputs, str(directory), settings, observer, emulate=values["emulate"]))
+        return to_end(run_to_end(inputs, str(directory), settings, observer, emulate=values["emulate"]))
 
     labelled = label(
         data,

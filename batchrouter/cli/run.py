@@ -8,9 +8,10 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
-from typing import Any
+from importlib import import_module
+from typing import Any, TypeVar
 
 import click
 
@@ -21,6 +22,8 @@ from batchrouter.cli.paths import default_directory
 from batchrouter.progress import Observer, choose
 from batchrouter.records import Summary
 from batchrouter.settings import Secret, Settings, key_of
+
+Value = TypeVar("Value")
 
 
 @click.command(name="run")
@@ -57,13 +60,23 @@ def command(
     settings = settings_from(values)
     directory = output or default_directory(inputs[0])
     observer = choose("verbose" if verbose else "none" if quiet else progress)
-    summary = asyncio.run(run_to_end(inputs, directory, settings, observer, emulate=emulate))
+    summary = to_end(run_to_end(inputs, directory, settings, observer, emulate=emulate))
     again = shlex.join(["batchrouter", *sys.argv[1:]])
     code = code_for(summary, settings.max_fail_ratio)
     if code or not quiet:
         with contextlib.suppress(OSError):
             click.echo(last_words(summary, again), err=True)
     ctx.exit(code)
+
+
+def to_end(work: Coroutine[Any, Any, Value]) -> Value:
+    """Run it on an event loop of its own: uvloop's, which takes a third less, where that is installed."""
+    try:
+        factory = import_module("uvloop").new_event_loop
+    except ImportError:
+        factory = None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
 
 
 async def run_to_end(
