@@ -203,7 +203,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended. `halt` is null when it reached the end of its rows; `loop` is whose event loop it ran on.
+    """How a run ended. `halt` is null when it reached the end of its rows; `loop` is whose event loop it ran on."""
 
     directory: str
     tally: Tally
