@@ -14,7 +14,7 @@ from kit.world import Served, environment, request_row, run, serving, write_json
 
 TESTS = Path(__file__).resolve().parents[1]
 EVERY = {"die": 1, "die-after": 3, "fail": 1}
-EVERY_AGAIN = {"die": 4, "fail": 8}
+EVERY_AGAIN = {"die": 6, "fail": 10}
 
 
 def strike(folder: Path, served: Served, mode: str, every: int, *ended: Path) -> list[dict[str, Any]]:

@@ -120,11 +120,22 @@ def cut_off(directory: Path) -> None:
 
 
 class Damage(NamedTuple):
-    """One of them: how many rows it costs, and whether `verify` calls it wrong (the rest a start mends unasked)."""
+    """One of them: how many rows it costs, and whether `verify` calls it wrong."""
 
     do: Callable[[Path], None]
     cost: int
     is_wrong: bool
+
+
+UNASKED = [
+    fill_with_nul,
+    garbage_inside,
+    no_index,
+    garbage_index,
+    older_index,
+    lying_index,
+    cut_off,
+]  # a start mends them
 
 
 DAMAGES = [

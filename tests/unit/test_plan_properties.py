@@ -199,7 +199,7 @@ STARTS = st.lists(
 )
 
 
-@settings(unhurried, max_examples=15)
+@settings(unhurried, max_examples=8)
 @given(LINES, STARTS)
 @example([("a", "one"), (None, "two")], [([("insert", 0, (None, "two"))], "rerun", None)])
 @example([("a", "one"), ("b", "two")], [([("edit", 0, "two"), ("edit", 1, None)], "keep", None), ([], "refuse", None)])
