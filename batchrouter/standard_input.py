@@ -9,6 +9,7 @@ import filecmp
 import os
 import select
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -36,8 +37,8 @@ class StandardInput:
         `check` is called now and then, also while nothing comes; what it raises ends it. Raises DiskError.
         """
         fresh = self.copy.with_name(NAME + ".tmp")
+        self.put_back()
         try:
-            self.put_back()
             with fresh.open("wb") as file:
                 while block := _read(stream.fileno(), check):
                     file.write(block)
@@ -52,16 +53,23 @@ class StandardInput:
         except OSError as error:
             raise DiskError(f"{self.copy}: {error.strerror}") from None
         finally:
-            fresh.unlink(missing_ok=True)
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
 
     def put_back(self) -> None:
-        """Have what was kept before, as no plan stands on what has come since."""
-        if self._older.exists():
-            self._older.replace(self.copy)
+        """Have what was kept before, as no plan stands on what has come since; raises DiskError."""
+        try:
+            if self._older.exists():
+                self._older.replace(self.copy)
+        except OSError as error:
+            raise DiskError(f"{self._older}: {error.strerror}") from None
 
     def settle(self) -> None:
-        """A plan stands on what is kept now."""
-        self._older.unlink(missing_ok=True)
+        """A plan stands on what is kept now; raises DiskError."""
+        try:
+            self._older.unlink(missing_ok=True)
+        except OSError as error:
+            raise DiskError(f"{self._older}: {error.strerror}") from None
 
 
 def _read(fd: int, check: Callable[[], None]) -> bytes:
