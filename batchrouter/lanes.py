@@ -83,6 +83,7 @@ class Lanes:
         self._endpoints = endpoints
         self.is_plural = endpoints > 1 or routes.is_plural
         self._by_route: dict[Route, Lane] = {}
+        self._only: dict[str, Lane] = {}  # names with one way, on which bodies go as they are
         self.all: list[Lane] = []
         self.backlog: Callable[[Hashable], int] = _no_backlog  # rows that wait for a worker of a lane
         self.may_probe = True  # whether rows are left to probe a closed lane with
@@ -99,11 +100,17 @@ class Lanes:
 
     def place(self, job: Job, now: float) -> tuple[Lane, float]:
         """The lane that a row takes now, and when it is due there; its route and what is sent are set on the job."""
+        only = self._only.get(job.request.model)
+        if only is not None and not only.is_closed and not job.names:
+            job.route, job.sending = None, job.request
+            return only, 0.0
         name = job.names[0] if job.names else job.request.model
         routes = self._routes.of(name, job.request.identity.key)
         if len(routes) == 1:
             lane = self._lane(routes[0])
             if not lane.is_closed:
+                if self._routes.is_plain(name, routes[0]):
+                    self._only[name] = lane
                 return self._take(job, routes[0], lane), 0.0
         return self._choose(job, routes, now)
 
@@ -165,7 +172,7 @@ class Lanes:
 
     def widens(self, job: Job) -> bool:
         """Send a row that is too long for its model to a larger one; false when none is known."""
-        wider = None if job.route is None else self._routes.wider(job.route.model)
+        wider = self._routes.wider(job.request.model if job.route is None else job.route.model)
         return wider is not None and self._goes_on(job, (wider,))
 
     def _goes_on(self, job: Job, names: tuple[str, ...]) -> bool:
@@ -196,13 +203,14 @@ class Lanes:
 
     # --- when no way is left -----------------------------------------------------------------------------------------
 
-    def is_idle(self) -> bool:
-        """Whether no lane that is open has anything to do."""
-        return not any(
-            lane.throttle.in_flight or lane.throttle.waiting or self.backlog(lane)
-            for lane in self.all
-            if not lane.is_closed
-        )
+    def is_stuck(self, *, has_fresh: bool) -> bool:
+        """Whether nothing goes on any more but waiting for who is closed, nor could."""
+        is_open = [lane for lane in self.all if not lane.is_closed]
+        if not is_open:
+            return bool(self.all)
+        if has_fresh or any(lane.throttle.in_flight for lane in self.all):
+            return False
+        return not any(lane.throttle.waiting or self.backlog(lane) for lane in is_open)
 
     def down_since(self) -> float:
         """When the longest outage that lasts began; infinity when there is none."""

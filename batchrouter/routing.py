@@ -105,6 +105,11 @@ class Routes:
                         " or name another; nothing was sent"
                     )
 
+    def is_plain(self, name: str, route: Route) -> bool:
+        """Whether every row of this name goes this way as it is."""
+        known = self._models.get(route.model)
+        return name == route.model == route.sent_as and (known is None or not known.body)
+
     def body(self, body: bytes, name: str, route: Route) -> bytes:
         """A row's body as it goes this way; the very same bytes where the row names that model by that id."""
         known = self._models.get(route.model)

@@ -115,12 +115,15 @@ class Reader:
     def read(self, row: Planned) -> Request | Refusal:
         """The row itself; raises UsageError when its line is no longer the one that was planned."""
         source = self._sources[row.file]
-        with damage_told(source.path):
+        try:
             if self._file is None or row.file != self._number:
                 self.close()
                 self._file, self._number = source.open(), row.file
             self._file.seek(row.start)
             raw = self._file.read(row.length) if row.length <= LONGEST_LINE_BYTES else None
+        except Exception:
+            with damage_told(source.path):  # entered only now: it is not for nothing, row by row
+                raise
         line = Line(row.line, row.start, raw.removesuffix(b"\n") if raw is not None else None, row.length)
         read = read_row(line, row.n, source.label, self._shaping)
         if read is None or not _is_planned(read, row):

@@ -153,7 +153,8 @@ class Runner:
 
     def _place(self, job: Job) -> tuple[Lane, float]:
         """The lane that a row takes now, and when it is due there; one that had none so far gets its workers."""
-        self._lanes.may_probe = self._frontier.has_fresh
+        if self._lanes.is_plural:
+            self._lanes.may_probe = self._frontier.has_fresh
         lane, due_s = self._lanes.place(job, asyncio.get_running_loop().time())
         if not lane.workers:
             self._hire(lane)
@@ -244,12 +245,16 @@ class Runner:
     def _dead_end(self, now: float) -> Halt | None:
         """The stop, where nothing goes on but what waits for an endpoint that is down too long, or refuses us."""
         lanes = self._lanes
-        down_s = now - lanes.down_since()
-        if down_s < self._max_outage_s and lanes.halt() is None:
+        down_s, halt = now - lanes.down_since(), lanes.halt()
+        if down_s < self._max_outage_s and halt is None:
             return None
-        if self._frontier.has_fresh or not lanes.is_idle():
-            return None if lanes.is_plural or down_s < self._max_outage_s else self._outage()
-        return lanes.halt() or self._outage()
+        if not lanes.is_stuck(has_fresh=self._frontier.has_fresh):
+            return None
+        for place in {lane.place for lane in lanes.all}:
+            self._move_away(place)  # who was to probe, and has another way, takes that
+        if not lanes.is_stuck(has_fresh=self._frontier.has_fresh):
+            return None
+        return self._outage() if down_s >= self._max_outage_s else halt if down_s < 0 else None
 
     def _outage(self) -> Halt:
         reason = f"the endpoint has been down for {self._max_outage_s:g} s: {self._last_trouble}"

@@ -168,6 +168,25 @@ def test_with_no_endpoint_left_the_run_stops_with_its_code() -> None:
     assert not stage.books.failed
 
 
+def test_both_endpoints_down_end_the_run_in_time() -> None:
+    """However many rows are left: after --max-outage, with 5, and none is burned."""
+    stage = played(
+        5000, until(5, GOOD, refused(503)), elsewhere={"f": until(5, GOOD, fault(reached=False))}, pace_of=steady(8),
+        max_outage_s=60.0,
+    )  # fmt: skip
+    assert stage.halt is not None
+    assert stage.halt.exit_code == 5
+    assert not stage.books.failed
+    assert max(call.at_s for each in stage.endpoints.values() for call in each.calls) < 70
+
+
+def test_a_row_that_was_to_probe_does_not_hold_up_the_end() -> None:
+    """The one endpoint stays down: the last rows are all answered by the other, and the run ends well."""
+    stage = played(2000, until(5, GOOD, refused(503)), elsewhere={"f": always(GOOD)}, pace_of=steady(4))
+    assert stage.halt is None
+    assert len(stage.books.answered) == 2000
+
+
 def test_a_long_cooldown_of_one_sends_its_rows_to_the_other() -> None:
     """A 429 that asks for a minute: nobody waits it out who can go elsewhere."""
     stage = played(
