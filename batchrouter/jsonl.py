@@ -24,11 +24,11 @@ class Line(NamedTuple):
     length: int
 
 
-def read_lines(file: BinaryIO, *, start: int = 0, longest: int = LONGEST_LINE_BYTES) -> Iterator[Line]:
-    """The lines from byte `start` on (where a line must begin; numbers count from there), blank ones too."""
-    if start:
+def read_lines(file: BinaryIO, *, start: int = 0, first: int = 1, longest: int = LONGEST_LINE_BYTES) -> Iterator[Line]:
+    """The lines from byte `start` on, blank ones too: a line must begin there, which is numbered `first`."""
+    if start or first != 1:
         file.seek(start)
-    number = 0
+    number = first - 1
     while block := file.read(_BLOCK_BYTES):
         if not block.endswith(b"\n"):
             block += file.readline(longest + 1)

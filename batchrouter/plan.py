@@ -14,11 +14,11 @@ from typing import Any, Final, Protocol, TypeVar
 
 from batchrouter.errors import UsageError
 from batchrouter.index import DUPLICATE, INVALID, LOG_OF, REQUEST, Index, Logged, Unusable, remove
-from batchrouter.intake import Shaping, Source, key_of_duplicate, read_identity
-from batchrouter.jsonl import read_lines
+from batchrouter.intake import Shaping, Source, key_of_duplicate
 from batchrouter.records import Outcome, Refusal, Usage
 from batchrouter.rows import Rows
 from batchrouter.settings import Changed
+from batchrouter.survey import survey
 from batchrouter.usage import Totals
 
 _SHOWN: Final = 20
@@ -234,18 +234,9 @@ def _planned_rows(
     """The fields of `Planned`, row by row; raises UsageError where a source cannot be read on."""
     n = 0
     for number, source in enumerate(sources):
-        label = source.label
-        with source.reading() as file:
-            for line in read_lines(file):
-                if not n % _CHECK_EVERY:
-                    check()
-                found = read_identity(line, label, shaping)
-                if found is None:
-                    continue
-                (key, digest), model = found
-                kind = REQUEST if model else INVALID
-                yield n, key, digest, number, line.number, line.start, line.length, kind, models[model]
-                n += 1
+        for key, digest, line, start, length, model in survey(source, shaping, check):
+            yield n, key, digest, number, line, start, length, REQUEST if model else INVALID, models[model]
+            n += 1
 
 
 def refused_outcome(refusal: Refusal) -> Outcome:

@@ -29,7 +29,7 @@ LEVELS = [
         "config",
     },
     {"frontier", "usage", "index", "intake"},
-    {"sse", "pace", "retry", "rows", "history", "removal", "review"},
+    {"sse", "pace", "retry", "rows", "history", "removal", "review", "survey"},
     {"throttle", "jury", "mishaps", "watch"},
     {"lanes"},
     {"runner", "ledger", "plan", "transport", "progress"},
