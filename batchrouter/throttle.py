@@ -29,6 +29,8 @@ _LONGEST_CREDIT_PROBE_S: Final = 600.0
 _LOOK_S: Final = 0.1  # how soon it is noticed that an outage has ended
 _PATIENCE_S: Final = 0.2  # who has another way waits no longer than this for nobody to be let through
 _LATENCY_SHARE: Final = 0.1  # of the newest, in the latency of late
+_SCALE_SHARE: Final = 0.05  # of the newest, in how far off the estimates of tokens are
+_MOST_OFF: Final = 20.0  # times; beyond it one request says nothing of the others
 
 Note = Callable[..., None]
 MayLeave = Callable[[float, float], bool]  # (now, seconds that nobody is let through): is there another way?
@@ -122,6 +124,7 @@ class Throttle:
         self.in_flight = 0
         self.waiting = 0  # who stand at the door
         self._latency_s = 0.0
+        self._scale = 1.0  # tokens that requests take, of those they were estimated at
         self._each_s = 0.0  # what the last one who paid had to pay
         self.lost_s: dict[str, float] = {}
         self._max_wait_s = max_wait_s
@@ -160,7 +163,11 @@ class Throttle:
         self.in_flight += 1
         if self._slots is not None:
             self._slots.taken += 1
-        return self.pace.sent(self._loop.time(), tokens)
+        return self.pace.sent(self._loop.time(), self._likely(tokens))
+
+    def _likely(self, tokens: int) -> int:
+        """An estimate of tokens, corrected by what requests turned out to take."""
+        return max(1, round(tokens * self._scale))
 
     async def _stand_in_line(self, tokens: int, may_leave: MayLeave | None) -> bool:
         self.waiting += 1
@@ -244,7 +251,7 @@ class Throttle:
 
     async def _paid(self, tokens: int) -> None:
         """Until both buckets have room: each drains while the other is waited for."""
-        pace = self.pace
+        pace, tokens = self.pace, self._likely(tokens)
         self._each_s = max(tokens / pace.tokens_per_s, 1 / pace.requests_per_s)
         by_tokens = partial(self._pay, "tokens", self._tokens, tokens / pace.tokens_per_s)
         by_requests = partial(self._pay, "requests", self._requests, 1 / pace.requests_per_s)
@@ -288,6 +295,9 @@ class Throttle:
         self._spent_since_s = None
         self._credit_waits = 0
         self._latency_s += _LATENCY_SHARE * (now - sent.at - self._latency_s)
+        if sent.tokens > 0 and tokens > 0:
+            told = self._scale * min(_MOST_OFF, max(1 / _MOST_OFF, tokens / sent.tokens))
+            self._scale += _SCALE_SHARE * (told - self._scale)
         if self._probing:
             self._probing = ""
             self._slot_free.set()

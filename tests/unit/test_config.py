@@ -144,3 +144,13 @@ def test_each_endpoint_has_its_own_key(tmp_path: Path) -> None:
         key_of(Endpoint(name="d", base_url=url, key_env="MISSING"), environ, None)
     with pytest.raises(UsageError, match="endpoint e"):
         key_of(Endpoint(name="e", base_url=url, key_file=str(tmp_path / "none")), environ, None)
+
+
+def test_the_readmes_file_is_one(tmp_path: Path) -> None:
+    """What the README shows of endpoints, pools and fallbacks reads as it stands."""
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    shown = text.split("## Several models and endpoints")[1].split("```toml\n")[1].split("```")[0]
+    config = load_config(written(tmp_path, shown))
+    assert [endpoint.name for endpoint in config.endpoints] == ["worldrouter", "ours"]
+    assert config.pools["cheap"] == ("gpt-5.4-mini", "gpt-oss")
+    assert config.models["gpt-5.4"].fallback == ("gpt-oss",)

@@ -828,3 +828,14 @@ def test_memory_does_not_grow_with_the_rows() -> None:
 
     assert virtual.run(play()).halt is None
     assert most <= 16
+
+
+# --- estimates ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("takes", "seconds"), [(2, 8.0), (40, 160.0)])
+def test_a_limit_of_tokens_is_kept_by_what_requests_take_not_by_their_estimate(takes: int, seconds: float) -> None:
+    """1,000 tokens a second, rows estimated at 10 tokens: they take a fifth, or four times that, and so the run does."""
+    answer = reply(body=chat(usage=used(takes - 1, 1)))
+    stage = played(4000, always(answer), pace=Steady(concurrency=64, tokens_per_s=1000.0))
+    assert 0.95 * seconds < stage.endpoint.calls[-1].at_s < 1.1 * seconds
