@@ -285,7 +285,7 @@ class Runner:
         now = asyncio.get_running_loop().time()
         if isinstance(verdict, Accept) and isinstance(answer, Reply):
             tokens = job.request.tokens if used is None else used.total_tokens
-            lane.throttle.answered(now, sent, tokens, hints)
+            lane.throttle.answered(now, sent, tokens, hints, estimated=job.request.tokens)
             self._accept(lane, job, answer, now, truncated=verdict.truncated)
         elif isinstance(verdict, Again) and verdict.blame == "limit":
             self._tally.limited += 1

@@ -289,14 +289,16 @@ class Throttle:
 
     # --- what came back --------------------------------------------------------------------------------------------
 
-    def answered(self, now: float, sent: Sent, tokens: int, hints: Hints | None) -> None:
-        """A request was answered: whatever was wrong with this limit is over."""
+    def answered(self, now: float, sent: Sent, tokens: int, hints: Hints | None, *, estimated: int = 0) -> None:
+        """A request was answered: whatever was wrong with this limit is over. It took `tokens`, where it had been
+        `estimated` at so many (0: by nobody).
+        """
         self._limited_since_s = None
         self._spent_since_s = None
         self._credit_waits = 0
         self._latency_s += _LATENCY_SHARE * (now - sent.at - self._latency_s)
-        if sent.tokens > 0 and tokens > 0:
-            told = self._scale * min(_MOST_OFF, max(1 / _MOST_OFF, tokens / sent.tokens))
+        if estimated > 0 and tokens > 0:
+            told = min(_MOST_OFF, max(1 / _MOST_OFF, tokens / estimated))
             self._scale += _SCALE_SHARE * (told - self._scale)
         if self._probing:
             self._probing = ""

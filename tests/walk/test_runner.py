@@ -838,4 +838,4 @@ def test_a_limit_of_tokens_is_kept_by_what_requests_take_not_by_their_estimate(t
     """1,000 tokens a second, rows estimated at 10 tokens: they take a fifth, or four times that, and so the run does."""
     answer = reply(body=chat(usage=used(takes - 1, 1)))
     stage = played(4000, always(answer), pace=Steady(concurrency=64, tokens_per_s=1000.0))
-    assert 0.95 * seconds < stage.endpoint.calls[-1].at_s < 1.1 * seconds
+    assert 0.95 * seconds < stage.endpoint.calls[-1].at_s < 1.15 * seconds
