@@ -15,7 +15,7 @@ from batchrouter.cli import main
 from batchrouter.dataset.tables import open_table
 
 ROOT = Path(__file__).resolve().parents[2]
-TIME = re.compile(r", \d+ s$")
+TIME = re.compile(r", \d+ s( on uvloop)?$")
 
 
 def section(name: str, heading: str) -> str:
