@@ -27,6 +27,7 @@ _BLOCK_BYTES: Final = 2**20
 _MOST_PROCESSES: Final = 8
 _AHEAD: Final = 2  # parts that a process is given before its first is taken
 _CHECK_EVERY: Final = 4096
+_SIZE_BYTES: Final = 8  # before each of a process's answers: how long it is
 
 Found = tuple[bytes, bytes, int, int, int, str]  # key, digest, line, start, length, model ("": it is refused)
 
@@ -168,7 +169,9 @@ class _Helper:
         if self._process is None or self._process.stdout is None:
             return None
         try:
-            found: list[Found] = marshal.load(self._process.stdout)  # noqa: S302  (from a process of our own)
+            size = int.from_bytes(self._process.stdout.read(_SIZE_BYTES), "little")
+            # Whole, as `marshal.load` asks a pipe for each value by itself.
+            found: list[Found] = marshal.loads(self._process.stdout.read(size))  # noqa: S302  (from a process of ours)
         except (EOFError, ValueError, TypeError, OSError):
             self.__exit__()
             return None
@@ -183,5 +186,6 @@ def serve() -> None:
     with contextlib.suppress(EOFError, BrokenPipeError), Path(path).open("rb", buffering=_BLOCK_BYTES) as file:
         while True:
             part = _Part(*marshal.load(told))  # noqa: S302
-            answers.write(marshal.dumps(list(_read(file, part, label, shaping))))
+            found = marshal.dumps(list(_read(file, part, label, shaping)))
+            answers.write(len(found).to_bytes(_SIZE_BYTES, "little") + found)
             answers.flush()
