@@ -13,14 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from batchrouter import __version__
 from batchrouter import plan as planning
 from batchrouter.answercheck import AnswerCheck
-from batchrouter.bounds import Budget, Deadline
+from batchrouter.bounds import Budget, Deadline, End, next_time_of_day
 from batchrouter.endpoints import Endpoints, routes_of
 from batchrouter.errors import DiskError, UsageError
 from batchrouter.index import disk_faults
@@ -103,7 +102,7 @@ async def run_batch(
     Calling it again with the same arguments resumes; rows that are answered or failed for good are not sent again.
     Raises UsageError (nothing was sent), BusyError, DiskError; every other end is told by `Summary.halt`.
     """
-    began = time.monotonic()
+    began, deadline = time.monotonic(), _deadline(settings)
     observer, control = observer or Silence(), control or Control()
     directory = Path(directory)
     keys = key if isinstance(key, Mapping) else {endpoint.name: key for endpoint in settings.all_endpoints()}
@@ -131,7 +130,7 @@ async def run_batch(
                 ledger.checkpoint()()  # whoever has an end by now is not asked
                 ledger.sync_names()
                 if tally.pending:
-                    halt = await _ask(plan, settings, keys, ledger, books, tally, observer, control, seed)
+                    halt = await _ask(plan, settings, keys, ledger, books, tally, observer, control, deadline, seed)
         except DiskError as error:
             halt = disk_halt(error)
         halt = _close_books(ledger, settings, halt)
@@ -237,6 +236,7 @@ async def _ask(
     tally: Tally,
     observer: Observer,
     control: Control,
+    deadline: Deadline | None,
     seed: int | None,
 ) -> Halt | None:
     """Send what is pending; null when every row has come to its end."""
@@ -268,7 +268,7 @@ async def _ask(
                 settings.json_attempts,
             ),
             budget=Budget(settings.max_tokens, settings.max_cost, settings.prices),
-            deadline=_deadline(settings),
+            deadline=deadline,
             credit_patience_s=settings.wait_for_credits or 0.0,
         )
         control.attach(runner)
@@ -310,18 +310,15 @@ async def _warnings(endpoints: Endpoints, names: Mapping[str, int], control: Con
 
 
 def _deadline(settings: Settings) -> Deadline | None:
-    """The nearer of `--max-time` and `--until`, on the running loop's clock."""
-    now = asyncio.get_running_loop().time()
-    bounds = []
+    """The ends that `--max-time` and `--until` set to a start that begins now."""
+    ends = []
     if settings.max_time is not None:
-        bounds.append((now + settings.max_time, f"--max-time {settings.max_time:g} s reached"))
+        now = asyncio.get_running_loop().time()
+        ends.append(End(now + settings.max_time, f"--max-time {settings.max_time:g} s reached"))
     if settings.until is not None:
-        hour, minute = map(int, settings.until.split(":"))
-        wall = datetime.now().astimezone()
-        end = wall.replace(hour=hour, minute=minute, second=0, microsecond=0)
-        end += timedelta(days=end <= wall)
-        bounds.append((now + (end - wall).total_seconds(), f"--until {settings.until} reached"))
-    return Deadline(*min(bounds)) if bounds else None
+        at_s = next_time_of_day(settings.until, time.time())
+        ends.append(End(at_s, f"--until {settings.until} reached", is_wall=True))
+    return Deadline(*ends) if ends else None
 
 
 async def _keep_checkpoints(ledger: Ledger, every_s: float, runner: Runner, over: asyncio.Event) -> Halt | None:

@@ -20,6 +20,7 @@ import orjson
 from batchrouter import jsontext
 from batchrouter.compressed import damage_told, decompressed
 from batchrouter.errors import UsageError
+from batchrouter.estimate import answer_budget, estimate_tokens
 from batchrouter.jsonl import LONGEST_LINE_BYTES, Line
 from batchrouter.records import Identity, Refusal, Request
 
@@ -43,10 +44,6 @@ _LINE_END: Final = b" \t\r"
 _BLANKS: Final = b" \t\r\n"
 _BRACE: Final = ord("}")
 _NO_ID: Final = object()
-# Before anybody has counted, a request is taken for a token per four bytes of its body, and its answer for what the
-# body allows, at most 256. The pace corrects itself by the usage that comes back.
-_BYTES_A_TOKEN: Final = 4
-_EXPECTED_ANSWER_TOKENS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,21 +275,6 @@ def _shape_stream(body: bytes, fields: Mapping[str, Any], wanted: bool | None, p
     if not streamed and "stream_options" in fields:
         body = jsontext.without(body, "stream_options")  # it is an error beside "stream": false
     return body, streamed
-
-
-def estimate_tokens(body: bytes, allowed: int) -> int:
-    """Tokens that a request may use, prompt and answer together; `allowed` is its `answer_budget`."""
-    return len(body) // _BYTES_A_TOKEN + min(allowed or _EXPECTED_ANSWER_TOKENS, _EXPECTED_ANSWER_TOKENS)
-
-
-def answer_budget(fields: Mapping[str, Any]) -> int:
-    """The most tokens that a body allows for its answers, all choices together; 0 where it does not say."""
-    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
-        budget = fields.get(name)
-        if type(budget) is int and budget > 0:
-            choices = fields.get("n")
-            return budget * choices if type(choices) is int and choices > 1 else budget
-    return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from batchrouter.estimate import LIKELY_ANSWER_TOKENS, UNBOUNDED_ANSWER_TOKENS, size_of
 from batchrouter.history import Damaged, is_of_class, read_entry, tail_digest
 from batchrouter.index import ANSWERED, LOG_OF, Index, Logged, Unusable, disk_faults
 from batchrouter.intake import Shaping, Source, find_sources
@@ -31,10 +32,6 @@ from batchrouter.usage import Total, Totals
 
 _ALL: Final = 2**62
 _INDEX: Final = "checkpoint.sqlite"
-_UNBOUNDED_ANSWER_TOKENS: Final = 4096  # what an answer is reckoned at, at worst, where the row sets no bound
-_LIKELY_ANSWER_TOKENS: Final = 256  # before any answer was seen; less where the row allows less
-_LIKELY_BYTES_A_TOKEN: Final = 4
-_LEAST_BYTES_A_TOKEN: Final = 2
 _FREE: Final = Price(prompt=0.0, completion=0.0)
 
 
@@ -103,7 +100,7 @@ def preview_apart(
     directory: Path,
     settings: Settings,
     *,
-    likely_answer_tokens: int = _LIKELY_ANSWER_TOKENS,
+    likely_answer_tokens: int = LIKELY_ANSWER_TOKENS,
 ) -> Preview:
     """Plan a run of `sources` into `directory`, which need not exist; rows that `--retry` or `--changed rerun` takes up
     count among those to be asked. Raises UsageError, DiskError.
@@ -244,14 +241,14 @@ def _expected(requests: Iterator[Request], settings: Settings, likely_answer_tok
         if share is None:
             share = shares[request.model] = _Share(_prices(settings, request.model) or [_FREE])
         prices = share.prices
-        size = len(request.body)
-        prompt = size // _LIKELY_BYTES_A_TOKEN
+        size = size_of(request.body)
+        prompt = size.likely_tokens
         answer = min(request.answer_tokens or likely_answer_tokens, likely_answer_tokens)
-        most = request.answer_tokens or _UNBOUNDED_ANSWER_TOKENS
+        most = request.answer_tokens or UNBOUNDED_ANSWER_TOKENS
         share.requests += 1
         share.tokens += prompt + answer
         share.likely_cost += sum(price.cost(prompt, 0, answer) for price in prices) / len(prices)
-        share.worst_cost += answers * max(price.cost(size // _LEAST_BYTES_A_TOKEN, 0, most) for price in prices)
+        share.worst_cost += answers * max(price.cost(size.most_tokens, 0, most) for price in prices)
     return shares
 
 

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, Literal, Protocol
 
+from batchrouter import jsontext
 from batchrouter.bounds import Budget, Deadline
 from batchrouter.errors import BatchrouterError, DiskError
+from batchrouter.estimate import answer_budget
 from batchrouter.frontier import Frontier, Job
 from batchrouter.hints import read_hints
 from batchrouter.jury import Failure, Jury
@@ -131,6 +133,9 @@ class Runner:
 
     def stop(self, halt: Halt) -> None:
         """Admit nothing more; what is in flight may finish within the grace. The first reason stands."""
+        self._stop(halt, self._grace_s)
+
+    def _stop(self, halt: Halt, grace_s: float) -> None:
         if self._halt is not None:
             return
         self._halt = halt
@@ -139,7 +144,7 @@ class Runner:
         for worker, in_flight in self._workers.items():
             if not in_flight:
                 worker.cancel()
-        asyncio.get_running_loop().call_later(self._grace_s, self.abort)
+        asyncio.get_running_loop().call_later(grace_s, self.abort)
 
     def abort(self) -> None:
         """End what is in flight, too: those rows stay pending."""
@@ -201,6 +206,7 @@ class Runner:
                 )
                 if sent is None:
                     self._budget.release(job.reservation)
+                    self._budget_freed.set()
                     self._put_back(job, 0.0)
                     continue
                 self._workers[worker] = True
@@ -224,9 +230,12 @@ class Runner:
 
     async def _reserve(self, job: Job) -> bool:
         """Set aside what a request may cost at worst; false when the run's bounds have no room for it any more."""
-        while (reservation := self._budget.reserve(job.request, _model_of(job))) is None:
+        request, model = job.request, _model_of(job)
+        if job.sending is not request:  # its model's defaults may say how long an answer may be
+            request = job.sending._replace(answer_tokens=answer_budget(jsontext.loads(job.sending.body)))
+        while (reservation := self._budget.reserve(request, model)) is None:
             if not self._budget.has_reservations:
-                self.stop(self._budget.halt())
+                self.stop(self._budget.halt(request, model))
                 return False
             self._budget_freed.clear()
             await self._budget_freed.wait()
@@ -234,11 +243,12 @@ class Runner:
         return True
 
     def _look_at_clock(self) -> None:
-        """Stop in time for what is in flight to end by the deadline."""
+        """Stop in time for what is in flight to end by the deadline, and let it go on until then."""
         loop = asyncio.get_running_loop()
-        halt = None if self._deadline is None else self._deadline.passed(loop.time())
-        halt = halt or self._dead_end(loop.time())
-        if halt is not None:
+        now = loop.time()
+        if self._deadline is not None and (halt := self._deadline.passed(now, self._wall())) is not None:
+            self._stop(halt, max(self._grace_s, self._deadline.left_s(now, self._wall())))
+        elif (halt := self._dead_end(now)) is not None:
             self.stop(halt)
         self._clock = loop.call_later(_CLOCK_S, self._look_at_clock)
 
@@ -348,8 +358,8 @@ class Runner:
 
     def _settle(self, job: Job, answer: Reply | Fault, used: Usage | None) -> None:
         if job.reservation is not None:
-            answered = isinstance(answer, Reply) and answer.status == OK
-            self._budget.settle(job.reservation, job.request, used, answered=answered)
+            may_have_cost = answer.reached if isinstance(answer, Fault) else answer.status == OK
+            self._budget.settle(job.reservation, job.request, used, may_have_cost=may_have_cost)
             job.reservation = None
             self._budget_freed.set()
 

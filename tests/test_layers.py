@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "batchrouter"
 # A room may import rooms of lower levels. Where one room has parts, the parts know each other by their own order.
 LEVELS = [
     {"errors"},
-    {"records", "jsonl", "settings", "jsontext", "remedies", "compressed", "standard_input"},
+    {"records", "jsonl", "settings", "jsontext", "remedies", "compressed", "standard_input", "estimate"},
     {
         "eventstream",
         "deltas",

@@ -27,7 +27,7 @@ def code_for(summary: Summary, max_fail_ratio: float) -> int:
     if summary.halt is not None:
         return summary.halt.exit_code
     failed = summary.tally.failed + summary.tally.failed_before
-    return 1 if failed > max_fail_ratio * summary.tally.rows else 0
+    return 1 if failed and failed / summary.tally.rows > max_fail_ratio else 0
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from batchrouter.dataset.labels import parse_json, read_json, response_format
 from batchrouter.dataset.prepare import Question, prepare, write_requests
 from batchrouter.dataset.questions import read_prompt
 from batchrouter.errors import UsageError
-from batchrouter.intake import answer_budget, estimate_tokens
+from batchrouter.estimate import answer_budget, estimate_tokens
 from batchrouter.retry import clean
 from batchrouter.settings import options
 

@@ -37,7 +37,7 @@ def rows_of(folder: Path, *contents: str) -> Path:
 
 
 def test_the_worst_and_the_likely_cost_are_reckoned_from_the_rows(tmp_path: Path) -> None:
-    """A token for four bytes and 256 of answer are likely, two bytes and the answer's budget the worst; answers that
+    """A token for four bytes and 256 of answer are likely, one byte and the answer's budget the worst; answers that
     may be asked for twice cost twice at worst; one price that is missing leaves the cost unknown.
     """
     write_jsonl(tmp_path / "in.jsonl", [request_row(0), request_row(1, max_tokens=100)])
@@ -46,7 +46,7 @@ def test_the_worst_and_the_likely_cost_are_reckoned_from_the_rows(tmp_path: Path
     prompts = [len(body) // 4 for body in bodies]
     assert found.tokens == sum(prompts) + 256 + 100
     assert found.likely_cost == pytest.approx((sum(prompts) + 10 * 356) / 1e6)
-    worst = (sum(len(body) // 2 for body in bodies) + 10 * (4096 + 100)) / 1e6
+    worst = (sum(len(body) for body in bodies) + 10 * (4096 + 100)) / 1e6
     assert found.cost == pytest.approx(worst)
     checked = Settings(models={"gpt-5.4": Model(price=PRICE)}, check_json=True, json_attempts=3)
     found = preview([str(tmp_path / "in.jsonl")], tmp_path / "in.run", checked)

@@ -1,0 +1,73 @@
+"""How many tokens a request may take, told from its body alone: what is likely, for the pace and the plan, and what is
+the most, for bounds that must hold.
+
+Rules of this file: pure; no tokenizer is asked, as each model has another. Likely is a token for four bytes of the
+body, and 256 for an answer, or what the body allows if that is less; the pace corrects itself by the usage that comes
+back. The most is a token for each byte: no tokenizer that works on bytes makes more of them. A picture is 1,000 tokens
+likely and 2,000 at most, whatever its size: a `data:` URL is no text, and none of its bytes is counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+LIKELY_ANSWER_TOKENS: Final = 256
+UNBOUNDED_ANSWER_TOKENS: Final = 4096  # what an answer is reckoned at, at most, where the row sets no bound
+_BYTES_A_TOKEN: Final = 4
+_PICTURE_TOKENS: Final = 1000
+_PICTURE_MOST_TOKENS: Final = 2000
+_BUDGETS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+_PICTURE: Final = re.compile(rb'"image_url"\s*:')
+_PICTURE_DATA: Final = re.compile(rb'"(?:image_)?url"\s*:\s*"(data:image[^"]*)"', re.IGNORECASE)
+
+
+class Size(NamedTuple):
+    """What a body holds: bytes of text (its JSON counts as such), and pictures."""
+
+    text_bytes: int
+    pictures: int
+
+    @property
+    def likely_tokens(self) -> int:
+        """What the prompt takes as a rule."""
+        return self.text_bytes // _BYTES_A_TOKEN + self.pictures * _PICTURE_TOKENS
+
+    @property
+    def most_tokens(self) -> int:
+        """What the prompt takes at most."""
+        return self.text_bytes + self.pictures * _PICTURE_MOST_TOKENS
+
+
+def size_of(body: bytes) -> Size:
+    """Text and pictures of a body."""
+    if b'"image_url"' not in body:
+        return Size(len(body), 0)
+    data_bytes = sum(found.end(1) - found.start(1) for found in _PICTURE_DATA.finditer(body))
+    return Size(len(body) - data_bytes, sum(1 for _ in _PICTURE.finditer(body)))
+
+
+def estimate_tokens(body: bytes, allowed: int) -> int:
+    """Tokens that a request is likely to take, prompt and answer together; `allowed` is its `answer_budget`."""
+    return size_of(body).likely_tokens + min(allowed or LIKELY_ANSWER_TOKENS, LIKELY_ANSWER_TOKENS)
+
+
+def answer_budget(fields: Mapping[str, Any]) -> int:
+    """The most tokens that a body allows for its answers, all of them together; 0 where it does not say."""
+    budgets = [fields.get(name) for name in _BUDGETS]
+    most = max((budget for budget in budgets if type(budget) is int), default=0)
+    return most * _answers_wanted(fields) if most > 0 else 0
+
+
+def _answers_wanted(fields: Mapping[str, Any]) -> int:
+    wanted = 1
+    for name in ("n", "best_of"):
+        value = fields.get(name)
+        if type(value) is int:
+            wanted = max(wanted, value)
+    prompts = fields.get("prompt")
+    if type(prompts) is list and prompts and type(prompts[0]) in {str, list}:
+        wanted *= len(prompts)
+    return wanted
