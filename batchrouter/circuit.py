@@ -36,11 +36,6 @@ class Circuit:
         """Whether admission is closed but for probes."""
         return self.open_since is not None
 
-    @property
-    def is_healthy(self) -> bool:
-        """Whether the endpoint answered lately: then what fails is the row's own doing."""
-        return any(not failed for _, failed in self._recent)
-
     def answered(self) -> bool:
         """Take in an attempt that brought an answer; true when the circuit closed by it."""
         self.answers += 1

@@ -1,15 +1,16 @@
 """Failures on trial: is it the row, or everybody? Held back until that is known.
 
 Rules of this file: pure. Two questions: the canary's (have the first 20 rows to end all failed alike, and none been
-answered?) and the circuit's (has the endpoint answered anybody lately, so that a row which failed is to blame itself?).
+answered?) and the circuit's (has the endpoint answered anything that was sent after a row had failed by it, so that the
+row is to blame itself?). An answer to what was sent before says nothing: it may be the last one before an outage.
 What is held is not booked: should the run stop, those rows are still pending.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from batchrouter.frontier import Job
 from batchrouter.records import ENDPOINT_DOWN, KEY_REFUSED, Halt, Outcome
@@ -18,15 +19,25 @@ from batchrouter.remedies import remedy_for
 _CANARY_ROWS: Final = 20
 
 
+class Way(Protocol):
+    """The lane on which a row failed; it counts those that are booked."""
+
+    failed: int
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A row about to be booked as failed. `kind` is its status and error code; `text` is told of it."""
+    """A row about to be booked as failed, at `at_s` by the loop's clock. `kind` is its status and error code; `text` is
+    told of it.
+    """
 
     job: Job
     outcome: Outcome
     kind: str
     text: str
     blame: Literal["endpoint", "row"]
+    lane: Way
+    at_s: float
 
 
 class Jury:
@@ -43,7 +54,7 @@ class Jury:
         """Whether an answer would change anything here."""
         return self._canary or bool(self._held)
 
-    def failed(self, failure: Failure, *, endpoint_answers: bool) -> list[Failure]:
+    def failed(self, failure: Failure) -> list[Failure]:
         """Take in a failure, give those that may be booked now."""
         self._held.append(failure)
         if self._canary:
@@ -53,16 +64,24 @@ class Jury:
                 self.halt = _same_for_all(failure)
         if self._canary:
             return []
-        return self._release(lambda held: held.blame == "row" or endpoint_answers)
+        return self._release(lambda held: held.blame == "row")
 
     def answered(self) -> list[Failure]:
-        """A row was answered: what is held is the rows' own."""
+        """A row was answered: failures by the rows' own errors are no longer everybody's."""
         self._canary = False
-        return self._release(lambda _: True)
+        return self._release(lambda held: held.blame == "row")
 
-    def excused(self) -> list[Failure]:
-        """The endpoint is down: those who failed by it, to be asked again."""
-        return self._release(lambda held: held.blame == "endpoint")
+    def heard(self, lane: Way, sent_s: float) -> list[Failure]:
+        """The endpoint answered, be it with a refusal, what was sent at `sent_s`: who had failed by then on that lane
+        has failed alone.
+        """
+        if self._canary:
+            return []
+        return self._release(lambda held: held.blame == "endpoint" and held.lane is lane and held.at_s <= sent_s)
+
+    def excused(self, lanes: Collection[Way]) -> list[Failure]:
+        """The endpoint is down on these lanes: those who failed by it there, to be asked again."""
+        return self._release(lambda held: held.blame == "endpoint" and any(held.lane is lane for lane in lanes))
 
     def closing(self) -> list[Failure]:
         """The input has ended: what is still held, to be booked."""

@@ -296,7 +296,7 @@ class Runner:
         if isinstance(verdict, Accept) and isinstance(answer, Reply):
             tokens = job.request.tokens if used is None else used.total_tokens
             lane.throttle.answered(now, sent, tokens, hints, estimated=job.request.tokens)
-            self._accept(lane, job, answer, now, truncated=verdict.truncated)
+            self._accept(lane, job, answer, sent, now, truncated=verdict.truncated)
         elif isinstance(verdict, Again) and verdict.blame == "limit":
             self._tally.limited += 1
             halt = lane.throttle.limited(now, sent, hints)
@@ -307,13 +307,13 @@ class Runner:
             lane.throttle.failed(now, sent)
             self._refuse(lane, job, answer, verdict, sent, now)
 
-    def _accept(self, lane: Lane, job: Job, reply: Reply, now: float, *, truncated: bool) -> None:
+    def _accept(self, lane: Lane, job: Job, reply: Reply, sent: Sent, now: float, *, truncated: bool) -> None:
         """Book an answered row."""
         if self._deadline is not None:
             self._deadline.answered(reply.latency_s)
-        self._take_answer(lane)
         if self._jury.is_watching:
             self._book(self._jury.answered())
+        self._take_answer(lane, sent)
         if truncated and self._review.grows(job):
             self._put_back(job, now)
             return
@@ -325,8 +325,7 @@ class Runner:
             else:
                 outcome = self._outcome(lane, job, reply, problem, truncated=truncated)
                 self._frontier.done()
-                lane.failed += 1
-                self._book([Failure(job, outcome, problem[0], problem[1], "row")])
+                self._book([Failure(job, outcome, problem[0], problem[1], "row", lane, now)])
             return
         self._tally.answered += self._record(self._outcome(lane, job, reply, None, truncated=truncated))
         lane.answered += 1
@@ -342,11 +341,11 @@ class Runner:
                 lane.throttle.wait_for_credits(now, sent, wait_s)
                 self._put_back(job, now)
             case Again(wait_s, "endpoint" | "row" as blame):
-                self._take_failure(lane, job, answer, now, blame)
+                self._take_failure(lane, job, answer, sent, now, blame)
                 self._tally.retries += 1
                 self._put_back(job, now + wait_s)
             case GiveUp(error, blame):
-                self._take_failure(lane, job, answer, now, blame)
+                self._take_failure(lane, job, answer, sent, now, blame)
                 self._give_up(lane, job, answer, error, blame, now)
             case Stop(halt):
                 waits = halt.exit_code == CREDITS_SPENT and self._credit_patience_s > 0
@@ -363,11 +362,11 @@ class Runner:
             job.reservation = None
             self._budget_freed.set()
 
-    def _take_failure(self, lane: Lane, job: Job, answer: Reply | Fault, now: float, blame: Blame) -> None:
+    def _take_failure(self, lane: Lane, job: Job, answer: Reply | Fault, sent: Sent, now: float, blame: Blame) -> None:
         """Count a failure against its row, and take it as evidence for or against the endpoint."""
         circuit = lane.throttle.circuit
         if blame == "row":
-            self._take_answer(lane)
+            self._take_answer(lane, sent)
         else:
             self._last_trouble = _trouble(answer)
             reached = not isinstance(answer, Fault) or answer.reached
@@ -381,8 +380,10 @@ class Runner:
         if not circuit.is_open:
             job.counted += 1
 
-    def _take_answer(self, lane: Lane) -> None:
+    def _take_answer(self, lane: Lane, sent: Sent) -> None:
         """The endpoint answered somebody, be it with a refusal: it is not down."""
+        if self._jury.is_watching:
+            self._book(self._jury.heard(lane, sent.at))
         if self._lanes.reopen(lane):
             lane.throttle.note("circuit_closed", lane=lane.name)
             for other in self._lanes.all:
@@ -397,7 +398,8 @@ class Runner:
         job.counted = 0
         for _, waiting in self._frontier.waiting_on(lane):
             waiting.counted = 0
-        for failure in self._jury.excused():
+        closed = [lane, *(other for other in self._lanes.all if other.place is lane.place and other.is_closed)]
+        for failure in self._jury.excused(closed):
             failure.job.counted = 0
             other, due_s = self._place(failure.job)
             self._frontier.add(failure.job, due_s, other)
@@ -416,18 +418,16 @@ class Runner:
         self, lane: Lane, job: Job, answer: Reply | Fault, error: tuple[ErrorCode, str] | None, blame: Blame, now: float
     ) -> None:
         """Book a row as failed, or hold it back while it may be everybody's failure."""
-        circuit = lane.throttle.circuit
         if self._goes_elsewhere(job, answer, blame) or (blame == "endpoint" and lane.is_closed):
             self._put_back(job, now)
             return
         reply = answer if isinstance(answer, Reply) and (error is None or error[0] == "attempts_exhausted") else None
         text = error[1] if error is not None else message_of(reply.body if reply is not None else {})
         failure = Failure(
-            job, self._outcome(lane, job, reply, error, truncated=False), error_code_of(answer), text, blame
+            job, self._outcome(lane, job, reply, error, truncated=False), error_code_of(answer), text, blame, lane, now
         )
         self._frontier.done()
-        lane.failed += 1
-        self._book(self._jury.failed(failure, endpoint_answers=circuit.is_healthy))
+        self._book(self._jury.failed(failure))
         if self._jury.halt is not None:
             self.stop(self._jury.halt)
 
@@ -447,6 +447,7 @@ class Runner:
     def _book(self, failures: list[Failure]) -> None:
         for failure in failures:
             request = failure.outcome.request
+            failure.lane.failed += 1
             for _ in range(self._record(failure.outcome)):
                 self._tally.add_failure(failure.kind, f"{request.file}:{request.line}: {failure.text}")
 

@@ -111,10 +111,3 @@ def test_probes_come_at_growing_intervals_of_at_most_five_seconds() -> None:
     assert gaps == sorted(gaps)
     assert gaps[-1] <= 5
     assert gaps[-1] > 4 * gaps[0]
-
-
-def test_healthy_is_an_endpoint_that_answered_lately() -> None:
-    """Before the first answer nothing speaks for the endpoint; an answer a few attempts ago does."""
-    assert not Circuit().is_healthy
-    assert not after(bad(5, 5)).is_healthy
-    assert after([*good(1), *bad(9, 9)]).is_healthy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import pytest
@@ -11,18 +12,36 @@ from batchrouter.frontier import Job
 from batchrouter.jury import Failure, Jury
 
 
-def failure(n: int, kind: str = "400 bad", blame: Literal["endpoint", "row"] = "row", status: int = 400) -> Failure:
+@dataclass
+class Lane:
+    """Where a row failed."""
+
+    failed: int = 0
+
+
+HERE, THERE = Lane(), Lane()
+
+
+def failure(
+    n: int,
+    kind: str = "400 bad",
+    blame: Literal["endpoint", "row"] = "row",
+    status: int = 400,
+    *,
+    lane: Lane = HERE,
+    at_s: float = 0.0,
+) -> Failure:
     row = request(n)
-    return Failure(Job(row), outcome(row, refused(status), usage=None), kind, f"text {n}", blame)
+    return Failure(Job(row), outcome(row, refused(status), usage=None), kind, f"text {n}", blame, lane, at_s)
 
 
 def numbers(failures: list[Failure]) -> list[int]:
     return [found.outcome.request.n for found in failures]
 
 
-def heard(jury: Jury, failures: list[Failure], *, endpoint_answers: bool = True) -> list[int]:
+def heard(jury: Jury, failures: list[Failure]) -> list[int]:
     """The rows that may be booked after each of the failures, all together."""
-    return [n for one in failures for n in numbers(jury.failed(one, endpoint_answers=endpoint_answers))]
+    return [n for one in failures for n in numbers(jury.failed(one))]
 
 
 def test_twenty_alike_stop_the_run_and_none_is_booked() -> None:
@@ -83,28 +102,46 @@ def test_what_is_held_at_the_end_is_booked() -> None:
 
 
 def test_the_endpoints_failures_wait_for_a_sign_of_life() -> None:
-    """Out of attempts by the endpoint, while it answers nobody: held; booked with the next answer."""
+    """Out of attempts by the endpoint: held until it answers what was sent after that; what was sent before may be the
+    last answers before an outage. A row's own failure waits for nothing.
+    """
     jury = Jury(rows=5)
-    theirs = [failure(n, "500", "endpoint") for n in range(3)]
-    assert heard(jury, theirs, endpoint_answers=False) == []
+    assert heard(jury, [failure(n, "500", "endpoint", at_s=float(n)) for n in range(4)]) == []
     assert jury.is_watching
-    assert heard(jury, [failure(3)], endpoint_answers=False) == [3]
-    assert numbers(jury.answered()) == [0, 1, 2]
+    assert heard(jury, [failure(4)]) == [4]
+    assert jury.answered() == []
+    assert numbers(jury.heard(HERE, 1.5)) == [0, 1]
+    assert numbers(jury.heard(HERE, 1.9)) == []
+    assert numbers(jury.heard(HERE, 3.0)) == [2, 3]
+    assert not jury.is_watching
 
 
-def test_an_endpoint_that_answers_others_makes_it_the_rows_own() -> None:
-    """Out of attempts while others are answered: booked at once, with those that were held."""
+def test_one_lane_says_nothing_of_another() -> None:
+    """An answer, or an outage, is that of its own lane."""
     jury = Jury(rows=5)
-    heard(jury, [failure(0, "500", "endpoint")], endpoint_answers=False)
-    assert heard(jury, [failure(1, "500", "endpoint")]) == [0, 1]
+    heard(jury, [failure(0, "500", "endpoint", lane=HERE), failure(1, "500", "endpoint", lane=THERE)])
+    assert jury.heard(Lane(), 9.0) == []
+    assert numbers(jury.heard(THERE, 9.0)) == [1]
+    assert numbers(jury.excused([THERE])) == []
+    assert numbers(jury.excused([THERE, HERE])) == [0]
+
+
+def test_the_canary_counts_failures_of_the_endpoint_as_well() -> None:
+    """A 500 among the first, and 400s after it: not all alike, whenever the endpoint was heard."""
+    jury = Jury(rows=100)
+    heard(jury, [failure(0, "500", "endpoint")])
+    assert jury.heard(HERE, 9.0) == []
+    assert heard(jury, [failure(n) for n in range(1, 40)]) == list(range(1, 40))
+    assert jury.halt is None
+    assert numbers(jury.heard(HERE, 9.0)) == [0]
 
 
 def test_an_outage_excuses_what_it_caused() -> None:
     """The endpoint's failures come back to be asked again; the rows' own stay held for the canary."""
     jury = Jury(rows=100)
     heard(jury, [failure(0), failure(1)])
-    assert numbers(jury.excused()) == []
+    assert numbers(jury.excused([HERE])) == []
     down = Jury(rows=100)
-    heard(down, [failure(n, "500", "endpoint") for n in range(4)], endpoint_answers=False)
-    assert numbers(down.excused()) == [0, 1, 2, 3]
+    heard(down, [failure(n, "500", "endpoint") for n in range(4)])
+    assert numbers(down.excused([HERE])) == [0, 1, 2, 3]
     assert down.closing() == []

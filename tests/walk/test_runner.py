@@ -444,17 +444,22 @@ OUTAGES: dict[str, Reply | Fault] = {
 }
 
 
-@pytest.mark.parametrize("max_attempts", [2, 5])
+@pytest.mark.parametrize("at_once", [1, 8])
+@pytest.mark.parametrize("max_attempts", [1, 2, 5])
 @pytest.mark.parametrize("answer", OUTAGES.values(), ids=OUTAGES.keys())
-def test_an_outage_burns_no_row(answer: Reply | Fault, max_attempts: int) -> None:
-    """Down from 2 s to 120 s in the middle of a run, 8 at once: in the end every row is answered, and during the
-    outage only probes are sent, at growing intervals.
+def test_an_outage_burns_no_row(answer: Reply | Fault, max_attempts: int, at_once: int) -> None:
+    """Down from 2 s to 120 s in the middle of a run: in the end every row is answered, and during the outage only probes
+    are sent, at growing intervals.
     """
     stage = played(
-        300, lambda _row, _nth, now: answer if 2 <= now < 120 else GOOD, max_attempts=max_attempts, concurrency=8
+        300,
+        lambda _row, _nth, now: answer if 2 <= now < 120 else GOOD,
+        max_attempts=max_attempts,
+        concurrency=at_once,
     )
     assert stage.halt is None
     assert sorted(stage.books.answered) == list(range(300))
+    assert all(lane.failed == 0 for lane in stage.lanes_made.all)
     assert [event for event, _ in stage.notes].count("circuit_open") == 1
     assert [event for event, _ in stage.notes].count("circuit_closed") == 1
     probes = stage.calls_between(20, 120)
@@ -470,6 +475,18 @@ def test_refused_connections_never_burn_a_row(rows: int, max_attempts: int) -> N
     stage = played(rows, until(60, refusing), max_attempts=max_attempts)
     assert stage.halt is None
     assert len(stage.books.answered) == rows
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2])
+def test_the_last_answers_before_an_outage_burn_no_row(max_attempts: int) -> None:
+    """Slow answers, sent before the outage, come in while others fail at once in it: those are not to blame."""
+
+    def script(row: Request, _nth: int, now: float) -> Reply:
+        return refused(503, latency_s=0.5) if 2 <= now < 60 else reply(latency_s=0.2 + row.n % 7)
+
+    stage = played(300, script, max_attempts=max_attempts, concurrency=16)
+    assert stage.halt is None
+    assert sorted(stage.books.answered) == list(range(300))
 
 
 def test_refused_connections_for_10_s_use_up_no_attempts() -> None:
