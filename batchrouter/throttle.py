@@ -343,18 +343,21 @@ class Throttle:
         self._probing = "doubt"
 
     def out_of_credits(self, now: float, sent: Sent, most_s: float) -> bool:
-        """Credits are spent: one request at a time is to probe, ever slower. False when that went on for `most_s`."""
+        """Credits are spent: one request at a time is to probe, ever slower, the last one after `most_s`. False when
+        that is over.
+        """
         if self._spent_since_s is None:
             self._spent_since_s, self._credit_gap_s = now, _FIRST_CREDIT_PROBE_S
         elif sent.at < self._spent_seen_s:
             return True  # it had left before the first of them came back
         else:
             self._credit_gap_s = min(2 * self._credit_gap_s, _LONGEST_CREDIT_PROBE_S)
-        if now - self._spent_since_s >= most_s:
+        left_s = self._spent_since_s + most_s - now
+        if left_s <= 0:
             return False
         self._spent_seen_s = now
         self._probing = "credits"
-        self.pause(now + self._credit_gap_s, "credits")
+        self.pause(now + min(self._credit_gap_s, left_s), "credits")
         return True
 
     def pause(self, until_s: float, reason: str) -> None:

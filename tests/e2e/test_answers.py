@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from kit.hostile import Heard, Step, hostile, http, opened, piece, right
-from kit.world import read_jsonl, request_row, run, write_jsonl
+from kit.world import lines_in, read_jsonl, request_row, run, running, serving, wait_until, write_jsonl
+
+from batchrouter.emulator import Behaviour
 
 Script = Callable[[Heard], Iterable[Step]]
 
@@ -219,3 +221,29 @@ def test_failures_are_told_by_cause_with_the_fix(tmp_path: Path) -> None:
         "failures: in.run/errors.jsonl",
         "to ask failed rows again, once the cause is mended: batchrouter run in.jsonl --max-attempts 1 --retry all",
     ]
+
+
+def test_after_a_top_up_the_same_command_goes_on(tmp_path: Path) -> None:
+    """Credits for 30 of 80 rows: 4 with 50 pending and none failed; topped up, the same command asks just those. One
+    that waits for credits does so without being started again, or gives up at the end of its time.
+    """
+    write_jsonl(tmp_path / "in.jsonl", [request_row(n) for n in range(80)])
+    with serving(Behaviour(balance=30.0)) as served:
+        for options in ((), ("--wait-for-credits=0.3s",)):
+            done = run("run", "in.jsonl", *options, cwd=tmp_path, env=served.environment)
+            assert done.returncode == 4, done.stderr
+            assert "80 rows: 30 answered" in done.stderr
+            assert "0 failed, 50 pending" in done.stderr
+            assert "(top up on the Credits page): batchrouter run in.jsonl" in done.stderr
+        served.call(lambda emulator: setattr(emulator.behaviour.account, "balance", 20.0))
+        with running("run", "in.jsonl", "--wait-for-credits", "1.5s", cwd=tmp_path, env=served.environment) as process:
+            wait_until(lambda: lines_in(tmp_path / "in.run/results.jsonl") == 50 and told(tmp_path, "credits"))
+            served.call(lambda emulator: setattr(emulator.behaviour.account, "balance", None))
+            assert process.wait(60) == 0
+    assert read_jsonl(tmp_path / "in.run/errors.jsonl") == []
+    assert len({row["custom_id"] for row in read_jsonl(tmp_path / "in.run/results.jsonl")}) == 80
+
+
+def told(folder: Path, event: str) -> bool:
+    """Whether events.jsonl has it."""
+    return f'"{event}"' in (folder / "in.run/events.jsonl").read_text("utf-8")

@@ -234,6 +234,7 @@ class Stage:
     max_wait_s: float = 3600.0
     max_outage_s: float = 900.0
     grace_s: float = 30.0
+    credit_patience_s: float = 0.0
     books: Books = field(default_factory=Books)
     requests: Iterable[Request] | None = None
     seed: int = 1
@@ -264,6 +265,7 @@ class Stage:
             max_outage_s=self.max_outage_s,
             budget=Budget(None, None, {}),
             review=Review(),
+            credit_patience_s=self.credit_patience_s,
             wall=lambda: WALL_S + elapsed_s(),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -428,6 +429,47 @@ def test_402_that_come_between_answers_are_not_in_a_row() -> None:
     stage = played(400, script, concurrency=4)
     assert stage.halt is None
     assert len(stage.books.answered) == 400
+
+
+@pytest.mark.parametrize("answer", CREDITS.values(), ids=CREDITS.keys())
+@pytest.mark.parametrize("at_once", [1, 16])
+def test_who_waits_for_credits_probes_with_one_row_and_goes_on(answer: Reply, at_once: int) -> None:
+    """Spent from 1 s to 300 s: at first what is in flight is sent in vain, then one row at a time, ever slower; after the
+    top-up all go on, and no row has failed, with one attempt allowed.
+    """
+    stage = played(
+        400,
+        lambda _row, _nth, now: answer if 1 <= now < 300 else GOOD,
+        concurrency=at_once,
+        credit_patience_s=3600,
+        max_attempts=1,
+    )
+    assert stage.halt is None
+    assert sorted(stage.books.answered) == list(range(400))
+    assert len(stage.calls_between(1, 1.2)) <= 2 * at_once
+    probes = [call.at_s for call in stage.calls_between(1.2, 300)]
+    gaps = [later - sooner for sooner, later in itertools.pairwise(probes)]
+    assert 5 <= len(probes) <= 8
+    assert gaps == sorted(gaps)
+    assert "credits" in [event for event, _ in stage.notes]
+
+
+@pytest.mark.parametrize("patience_s", [0.5, 60.0, 900.0])
+def test_who_waited_for_credits_long_enough_stops_with_4(patience_s: float) -> None:
+    """A last probe at the end of the time allowed, then 4, with all rows pending."""
+    ends = []
+
+    async def play() -> Stage:
+        stage = Stage(100, always(refused(402)), credit_patience_s=patience_s)
+        await stage.run()
+        ends.append(virtual.elapsed_s())
+        return stage
+
+    stage = virtual.run(play())
+    assert stage.halt is not None
+    assert stage.halt.exit_code == 4
+    assert stage.books.outcomes == []
+    assert patience_s <= ends[0] < patience_s + 1
 
 
 # --- an endpoint that is down ------------------------------------------------------------------------------------
