@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import random
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from batchrouter import __version__
 from batchrouter import plan as planning
 from batchrouter.answercheck import AnswerCheck
 from batchrouter.bounds import Budget, Deadline, End, next_time_of_day
-from batchrouter.endpoints import Endpoints, routes_of
 from batchrouter.errors import DiskError, UsageError
 from batchrouter.index import disk_faults
 from batchrouter.intake import Shaping, Source, find_sources
@@ -32,10 +32,14 @@ from batchrouter.records import Halt, Outcome, Request, Summary, Tally, Usage
 from batchrouter.redaction import Redactor
 from batchrouter.retry import Policy
 from batchrouter.review import Review
+from batchrouter.routing import routes_of
 from batchrouter.rows import Twins
 from batchrouter.runner import Runner, disk_halt
 from batchrouter.settings import Secret, Settings
 from batchrouter.standard_input import StandardInput
+
+if TYPE_CHECKING:
+    from batchrouter.endpoints import Endpoints
 
 
 class Stopped(Exception):  # noqa: N818  (it is what was asked for)
@@ -112,7 +116,10 @@ async def run_batch(
             if "-" in inputs:
                 await asyncio.to_thread(stdin.keep, sys.stdin.buffer, control.check)
             sources = find_sources(tuple(inputs), stdin.copy)
-            plan = await asyncio.to_thread(_plan, sources, settings, ledger, control.check)
+            plan, _ = await asyncio.gather(  # the HTTP client takes as long to load as a large plan to be checked
+                asyncio.to_thread(_plan, sources, settings, ledger, control.check),
+                asyncio.to_thread(importlib.import_module, "batchrouter.endpoints"),
+            )
         except Stopped:
             return Summary(str(directory), Tally(), time.monotonic() - began, control.halt)
         except UsageError:
@@ -240,6 +247,8 @@ async def _ask(
     seed: int | None,
 ) -> Halt | None:
     """Send what is pending; null when every row has come to its end."""
+    from batchrouter.endpoints import Endpoints  # noqa: PLC0415  (loaded by now, beside the planning)
+
     rng = random.Random(seed)
 
     def note(event: str, **about: Any) -> None:

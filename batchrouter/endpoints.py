@@ -22,17 +22,6 @@ _MOST_LANES: Final = 64
 _CATALOGUE_S: Final = 3.0
 
 
-def routes_of(settings: Settings) -> Routes:
-    """Where the rows of a run may go."""
-    return Routes(
-        settings.all_endpoints(),
-        settings.models,
-        settings.pools,
-        default_fallback=settings.fallback_model,
-        assign=settings.assign,
-    )
-
-
 class Endpoints:
     """All endpoints of a run. Enter it with `async with`; `lanes` are the ways to them.
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,9 +19,10 @@ import orjson
 
 from batchrouter import jsontext
 from batchrouter.errors import DiskError
+from batchrouter.insertion import insertions, summed
 from batchrouter.jsonl import sync_file
 
-VERSION: Final = 3
+VERSION: Final = 4
 PENDING, ANSWERED, FAILED = 0, 1, 2  # row.state
 LOG_OF: Final = {ANSWERED: "results.jsonl", FAILED: "errors.jsonl"}
 REQUEST, INVALID, DUPLICATE = 0, 1, 2  # row.kind
@@ -34,8 +34,9 @@ _WHICH: Final = {
     " AND earlier.n < row.n AND earlier.state = 0 AND earlier.kind = 0)",
 }
 # Damage that SQLite itself does not notice shows in these: over what never changes, and over what `commit` adds to.
-_PLAN_SUMS: Final = ("n", "file * 7 + line * 5 % 1000003", "start % 1000003", "length", "kind * 3 + model")
-_STATE_SUMS: Final = ("state * (n % 1009 + 1)", "at % 1000003 * (n % 1009 + 1)")
+# (`insertion.summed` knows the first ones, too.)
+_PLAN_SUMS: Final = ("n + file * 7 + line * 5 + start % 1000003 + length * 3 + kind * 11 + model * 13", "kind <> 0")
+_STATE_SUMS: Final = ("(state * 1000003 + at % 1000003) * (n % 1009 + 1)",)
 _SCHEMA: Final = """
 CREATE TABLE row(
   n INTEGER PRIMARY KEY, key BLOB NOT NULL, digest BLOB NOT NULL,
@@ -44,14 +45,15 @@ CREATE TABLE row(
 CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 _DROP_CHANGED: Final = (
-    "DELETE FROM logged WHERE EXISTS (SELECT 1 FROM row r WHERE r.key = logged.key AND r.digest <> logged.digest)"
+    "DELETE FROM logged WHERE EXISTS (SELECT 1 FROM row r WHERE r.n = logged.n AND r.digest <> logged.digest)"
 )
+_OF_LOGGED: Final = "WHERE n IN (SELECT n FROM logged)"
 _UNIQUE_PENDING: Final = (
     "SELECT digest FROM row WHERE n < ?1 AND state = 0 AND kind = 0"
     " EXCEPT SELECT digest FROM row WHERE state = 1 AND kind = 0"
 )
-_VALUES: Final = "(?,?,?,?,?,?,?,?,?,0,0)"
-_AT_ONCE: Final = 1000  # rows a statement, where SQLite takes that many values
+_INDEX_KEYS: Final = "CREATE INDEX IF NOT EXISTS row_key ON row(key)"  # dear, and only needed where keys are doubtful
+_DIGITS: Final = 16  # a line's number has fewer
 _CACHE: Final = "PRAGMA cache_size=-8192"  # KiB
 
 
@@ -148,28 +150,29 @@ class Index:
             raise Unusable(str(error)) from None
 
     @classmethod
-    def build(cls, path: Path, rows: Iterable[tuple[Any, ...]]) -> Index:
-        """A new index of `rows` (fields of `Planned`) in place of whatever is at `path`; nothing is answered yet."""
+    def build(cls, path: Path, rows: Iterable[list[Any]]) -> Index:
+        """A new index of `rows` (the SURVEYED fields of one row after another, in lists of any length) in place of
+        whatever is at `path`; nothing is answered yet.
+        """
         remove(path)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         connection = _connect(path)
         connection.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + _SCHEMA)
         connection.execute("BEGIN")
-        rows = iter(rows)
-        at_once = min(_AT_ONCE, connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(Planned._fields))
+        most_values = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
         written: Future[Any] | None = None
-        # Statements of many rows cost half of what one a row does, and SQLite works them off beside the interpreter.
-        with ThreadPoolExecutor(1) as writer:
-            while batch := list(islice(rows, at_once)):
-                statement = "INSERT INTO row VALUES" + ",".join([_VALUES] * len(batch))
+        sums = [0, 0]
+        with ThreadPoolExecutor(1) as writer:  # SQLite works beside the interpreter
+            for statement, values in insertions(summed(rows, sums), most_values):
                 if written is not None:
                     written.result()
-                written = writer.submit(connection.execute, statement, list(chain.from_iterable(batch)))
+                written = writer.submit(connection.execute, statement, values)
             if written is not None:
                 written.result()
-        connection.execute("CREATE INDEX row_key ON row(key)")
         connection.execute("COMMIT")
-        return cls(connection, path)
+        index = cls(connection, path)
+        index._put_meta({"plan_sums": sums, "sums": [0]})
+        return index
 
     def finish_build(self, meta: dict[str, Any]) -> None:
         """Declare a built index valid: only now would `open` take it."""
@@ -179,8 +182,6 @@ class Index:
             {
                 "version": VERSION,
                 "rows": self._one("SELECT count(*) FROM row"),
-                "plan_sums": self._sums(_PLAN_SUMS),
-                "sums": self._sums(_STATE_SUMS),
                 **meta,
             }
         )
@@ -190,16 +191,18 @@ class Index:
         meta = self.meta()
         if meta.get("version") != VERSION:
             raise Unusable("another version wrote it")
-        count, highest = self._connection.execute("SELECT count(*), max(n) FROM row").fetchone()
+        count, highest = self._connection.execute(
+            "SELECT (SELECT count(*) FROM row), (SELECT max(n) FROM row)"
+        ).fetchone()
         if count != meta.get("rows") or (count and highest != count - 1):
             raise Unusable("rows are missing")
         if self._sums(_PLAN_SUMS + _STATE_SUMS) != [*meta.get("plan_sums", []), *meta.get("sums", [])]:
             raise Unusable("its contents do not add up")
 
-    def _sums(self, terms: tuple[str, ...]) -> list[int]:
-        """What columns of all rows add up to: kept beside them, so that damage shows."""
+    def _sums(self, terms: tuple[str, ...], where: str = "") -> list[int]:
+        """What columns of rows add up to: of all rows it is kept beside them, so that damage shows."""
         columns = ", ".join(f"coalesce(sum({term}), 0)" for term in terms)
-        return list(self._connection.execute(f"SELECT {columns} FROM row").fetchone())  # noqa: S608  (as above)
+        return list(self._connection.execute(f"SELECT {columns} FROM row {where}").fetchone())  # noqa: S608  (as above)
 
     def _one(self, query: str, *values: object) -> Any:
         return self._connection.execute(query, values).fetchone()[0]
@@ -235,6 +238,7 @@ class Index:
 
     def mark_duplicates(self, rekey: Callable[[bytes, int, int], bytes]) -> None:
         """Count every row whose key an earlier row has as a duplicate, known from now on by rekey(key, file, line)."""
+        self._connection.execute(_INDEX_KEYS)
         self._connection.create_function("rekey", 3, rekey, deterministic=True)
         self._connection.execute(
             "UPDATE row SET kind = ?, key = rekey(row.key, row.file, row.line) FROM"
@@ -242,6 +246,7 @@ class Index:
             " WHERE row.key = first.key AND row.n <> first.n",
             (DUPLICATE,),
         )
+        self.put_meta({"plan_sums": self._sums(_PLAN_SUMS)})
 
     def first_of(self, key: bytes) -> Planned | None:
         """The row known by `key`."""
@@ -258,6 +263,8 @@ class Index:
         """
         where = f"n > ? AND n < ? AND state = 0 AND {_WHICH[which]} ORDER BY n LIMIT ?"
         with disk_faults(self.path):
+            if which == "refused" and not self.meta()["plan_sums"][1]:
+                return []
             return self._planned(where, after, below, most)
 
     def index_bodies(self) -> None:
@@ -284,11 +291,12 @@ class Index:
     def models(self, below: int) -> dict[str, int]:
         """Model -> pending requests, among the first `below` rows, the most frequent first."""
         names = self.meta()["models"]
-        pending = "FROM row WHERE n < ? AND state = 0 AND kind = 0"
-        if len(names) == 1:  # the common case, in a tenth of the time
-            found = [(0, self._one(f"SELECT count(*) {pending}", below))]
+        if len(names) == 1:  # the common case, in no time
+            found = [(0, self.counts(below).get((REQUEST, PENDING), 0))]
         else:
-            query = f"SELECT model, count(*) {pending} GROUP BY model ORDER BY 2 DESC"
+            query = (
+                "SELECT model, count(*) FROM row WHERE n < ? AND state = 0 AND kind = 0 GROUP BY model ORDER BY 2 DESC"
+            )
             found = self._connection.execute(query, (below,)).fetchall()
         return {names[number]: count for number, count in found if count}
 
@@ -299,36 +307,55 @@ class Index:
 
     def counts(self, below: int) -> dict[tuple[int, int], int]:
         """(kind, state) -> rows, among the first `below`."""
-        query = "SELECT kind, state, count(*) FROM row WHERE n < ? AND (kind <> 0 OR state <> 0) GROUP BY kind, state"
-        found = {(kind, state): count for kind, state, count in self._connection.execute(query, (below,))}
+        meta = self.meta()
+        rows = min(below, self._one("SELECT coalesce(max(n) + 1, 0) FROM row"))
+        found: dict[tuple[int, int], int] = {}
+        if meta["plan_sums"][1] or meta["sums"] != [0]:  # else every row is pending, and can be asked
+            query = (
+                "SELECT kind, state, count(*) FROM row WHERE n < ? AND (kind <> 0 OR state <> 0) GROUP BY kind, state"
+            )
+            found = {(kind, state): count for kind, state, count in self._connection.execute(query, (below,))}
         # What is to be grouped is sorted: pending requests, most rows at most starts, are better counted by the others.
-        plain = self._one("SELECT count(*) FROM row WHERE n < ?", below) - sum(found.values())
+        plain = rows - sum(found.values())
         return found | {(REQUEST, PENDING): plain} if plain else found
 
     def load(self, logged: Iterable[Logged]) -> None:
         """Take in lines of the log, to be judged by `changed`, `strangers`, `twice` and then `settle`."""
+        execute = self._connection.execute
         self._connection.executescript(
             "PRAGMA temp_store=FILE; CREATE TEMP TABLE IF NOT EXISTS logged("
-            "key BLOB, digest BLOB, state INTEGER, at INTEGER, refused INTEGER, place TEXT); DELETE FROM logged;"
+            "key BLOB, digest BLOB, state INTEGER, at INTEGER, refused INTEGER, place TEXT, n INTEGER);"
+            "DELETE FROM logged;"
         )
-        self._connection.execute("BEGIN")
-        self._connection.executemany("INSERT INTO logged VALUES(?,?,?,?,?,?)", logged)
-        self._connection.execute("COMMIT")
+        firsts = self.meta().get("firsts", {})
+        execute("BEGIN")
+        self._connection.executemany(
+            "INSERT INTO logged VALUES(?,?,?,?,?,?,?)", ((*line, _row_at(line.place, firsts)) for line in logged)
+        )
+        # Nearly every row still is where its line says; for the others every key is looked up.
+        execute(
+            "UPDATE logged SET n = NULL"
+            " WHERE NOT EXISTS (SELECT 1 FROM row r WHERE r.n = logged.n AND r.key = logged.key)"
+        )
+        if self._one("SELECT EXISTS (SELECT 1 FROM logged WHERE n IS NULL)"):
+            execute(_INDEX_KEYS)
+            execute("UPDATE logged SET n = (SELECT r.n FROM row r WHERE r.key = logged.key) WHERE n IS NULL")
+        execute("COMMIT")
 
     def changed(self) -> Iterator[tuple[Planned, Logged]]:
         """Rows asked before with another body, each with the log line of that."""
+        of_l = ", ".join(f"l.{name}" for name in Logged._fields)
         query = (
-            f"SELECT {_PLANNED_OF_R}, l.* FROM logged l"  # noqa: S608  (as above)
-            " JOIN row r ON r.key = l.key WHERE r.digest <> l.digest ORDER BY r.n"
+            f"SELECT {_PLANNED_OF_R}, {of_l} FROM logged l"  # noqa: S608  (as above)
+            " JOIN row r ON r.n = l.n WHERE r.digest <> l.digest ORDER BY r.n"
         )
         for found in self._connection.execute(query):
             yield Planned(*found[:9]), Logged(*found[9:])
 
     def strangers(self) -> Iterator[Logged]:
         """Log lines of rows that the input no longer has."""
-        query = "SELECT l.* FROM logged l LEFT JOIN row r ON r.key = l.key WHERE r.n IS NULL"
-        for found in self._connection.execute(query):
-            yield Logged(*found)
+        query = f"SELECT {', '.join(Logged._fields)} FROM logged WHERE n IS NULL"  # noqa: S608  (as above)
+        return map(Logged._make, self._connection.execute(query))
 
     def drop_changed(self) -> None:
         """Leave out what was loaded of rows asked before with another body: they are pending."""
@@ -346,8 +373,8 @@ class Index:
     def forget(self) -> None:
         """Take all rows for pending again: the log was rewritten and is to be loaded from its start."""
         with self._transaction():
-            self._connection.execute("UPDATE row SET state = 0, at = 0 WHERE state <> 0")
-            self._put_meta({"sums": self._sums(_STATE_SUMS), "marks": None})
+            self._connection.execute("UPDATE row SET state = 0, at = 0 WHERE state <> 0 OR at <> 0")
+            self._put_meta({"sums": [0], "marks": None})
 
     def repeats(self, logged: Iterable[Logged]) -> dict[str, list[int]]:
         """Log name -> starts (ascending) of lines whose row has an earlier one; an answer counts as earlier."""
@@ -366,10 +393,11 @@ class Index:
     def settle(self, meta: dict[str, Any]) -> None:
         """Book the loaded lines on their rows, together with the marks and totals that account for them."""
         with self._transaction():
-            settled = self._connection.execute(
-                "UPDATE row SET state = l.state, at = l.at FROM logged l WHERE row.key = l.key"
-            )
-            self._put_meta({**meta, "sums": self._sums(_STATE_SUMS)} if settled.rowcount else meta)
+            before = self._sums(_STATE_SUMS, _OF_LOGGED)
+            self._connection.execute("UPDATE row SET state = l.state, at = l.at FROM logged l WHERE row.n = l.n")
+            after = self._sums(_STATE_SUMS, _OF_LOGGED)
+            whole = self.meta()["sums"]
+            self._put_meta({**meta, "sums": [a - b + c for a, b, c in zip(whole, before, after, strict=True)]})
         self._connection.execute("DROP TABLE logged")
 
     def commit(self, done: list[tuple[int, int, int]], meta: dict[str, Any]) -> None:
@@ -384,10 +412,7 @@ class Index:
                 " FROM json_each(?) j WHERE row.n = json_extract(j.value, '$[0]')",
                 (orjson.dumps(done).decode(),),
             )
-            sums = [
-                before[0] + sum(state * (n % 1009 + 1) for n, state, _ in done),
-                before[1] + sum(at % 1000003 * (n % 1009 + 1) for n, _, at in done),
-            ]
+            sums = [before[0] + sum((state * 1000003 + at % 1000003) * (n % 1009 + 1) for n, state, at in done)]
             self._put_meta({**meta, "sums": sums})
 
     def rows_in_order(self) -> Iterator[tuple[Planned, int, int]]:
@@ -408,6 +433,13 @@ class Index:
     def close(self) -> None:
         """Let go of the file."""
         self._connection.close()
+
+
+def _row_at(place: str, firsts: Mapping[str, int]) -> int | None:
+    """The row that stands at a place (`<file>:<line>`) if no line before it is blank; None for another file's."""
+    label, _, line = place.rpartition(":")
+    first = firsts.get(label)
+    return first + int(line) - 1 if first is not None and line.isdecimal() and len(line) < _DIGITS else None
 
 
 def remove(path: Path) -> None:

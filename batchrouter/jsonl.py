@@ -24,23 +24,49 @@ class Line(NamedTuple):
     length: int
 
 
+class Stretch(NamedTuple):
+    r"""Lines that stand one after another, each ended by `\n`: the first one's number and start, and their bytes."""
+
+    first: int
+    start: int
+    raws: list[bytes]
+
+
 def read_lines(file: BinaryIO, *, start: int = 0, first: int = 1, longest: int = LONGEST_LINE_BYTES) -> Iterator[Line]:
     """The lines from byte `start` on, blank ones too: a line must begin there, which is numbered `first`."""
+    for stretch in read_stretches(file, start=start, first=first, longest=longest):
+        if isinstance(stretch, Line):
+            yield stretch
+            continue
+        at = stretch.start
+        for number, raw in enumerate(stretch.raws, stretch.first):
+            length = len(raw) + 1
+            yield Line(number, at, raw, length)
+            at += length
+
+
+def read_stretches(
+    file: BinaryIO, *, start: int = 0, first: int = 1, longest: int = LONGEST_LINE_BYTES
+) -> Iterator[Stretch | Line]:
+    """The same lines, many at a time; a line that is too long, or has no end, comes by itself."""
     if start or first != 1:
         file.seek(start)
-    number = first - 1
+    number = first
     while block := file.read(_BLOCK_BYTES):
         if not block.endswith(b"\n"):
             block += file.readline(longest + 1)
         lines = block.split(b"\n")
         rest = lines.pop()  # nothing, or the file's last line, or the beginning of one that is too long
-        for raw in lines:
-            number += 1
-            length = len(raw) + 1
-            yield Line(number, start, raw if length <= longest + 1 else None, length)
-            start += length
+        if lines and max(map(len, lines)) <= longest:
+            yield Stretch(number, start, lines)
+        else:
+            at = start
+            for place, raw in enumerate(lines, number):
+                yield Line(place, at, raw if len(raw) <= longest else None, len(raw) + 1)
+                at += len(raw) + 1
+        number += len(lines)
+        start += len(block) - len(rest)
         if rest:
-            number += 1
             length = len(rest)
             if length <= longest:  # the last line; a file that grows meanwhile has no end of it to offer
                 yield Line(number, start, rest, length)
@@ -49,6 +75,7 @@ def read_lines(file: BinaryIO, *, start: int = 0, first: int = 1, longest: int =
                 length += len(block)
             yield Line(number, start, None, length)
             start += length
+            number += 1
 
 
 class Appender:

@@ -8,12 +8,15 @@ when both id and body are those that were asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
+from batchrouter.distinct import Distinct
 from batchrouter.errors import UsageError
-from batchrouter.index import DUPLICATE, INVALID, LOG_OF, REQUEST, Index, Logged, Unusable, remove
+from batchrouter.index import DUPLICATE, INVALID, LOG_OF, Index, Logged, Unusable, remove
+from batchrouter.insertion import SURVEYED
 from batchrouter.intake import Shaping, Source, key_of_duplicate
 from batchrouter.records import Outcome, Refusal, Usage
 from batchrouter.rows import Rows
@@ -207,14 +210,18 @@ def _index_for(
 
 def build_index(path: Path, sources: Sequence[Source], shaping: Shaping, check: Callable[[], None] = _nothing) -> Index:
     """A new index at `path` of all rows of `sources`, none of them answered; raises UsageError, DiskError."""
+    models = _Models()
+    firsts: dict[str, int] = {}
     try:
-        models = _Models()
-        index = Index.build(path, _planned_rows(sources, shaping, models, check))
+        with closing(Distinct(path.parent)) as keys:
+            index = Index.build(path, _surveyed(sources, shaping, models, firsts, keys, check))
+            may_repeat = keys.may_repeat()
     except BaseException:
         remove(path)
         raise
-    index.mark_duplicates(lambda key, file, line: key_of_duplicate(key, sources[file].label, line))
-    index.put_meta({"models": list(models)})
+    if may_repeat:
+        index.mark_duplicates(lambda key, file, line: key_of_duplicate(key, sources[file].label, line))
+    index.put_meta({"models": list(models), "firsts": firsts})
     return index
 
 
@@ -228,15 +235,29 @@ class _Models(dict[str, int]):
         return number
 
 
-def _planned_rows(
-    sources: Sequence[Source], shaping: Shaping, models: _Models, check: Callable[[], None]
-) -> Iterator[tuple[Any, ...]]:
-    """The fields of `Planned`, row by row; raises UsageError where a source cannot be read on."""
-    n = 0
+def _surveyed(
+    sources: Sequence[Source],
+    shaping: Shaping,
+    models: _Models,
+    firsts: dict[str, int],
+    keys: Distinct,
+    check: Callable[[], None],
+) -> Iterator[list[Any]]:
+    """The rows of all sources as `Index.build` takes them; raises UsageError where a source cannot be read on.
+
+    On the way the models are numbered, the first row of each source is noted, and the keys are kept.
+    """
+    width, model_at = len(SURVEYED), SURVEYED.index("model")
+    count = 0
     for number, source in enumerate(sources):
-        for key, digest, line, start, length, model in survey(source, shaping, check):
-            yield n, key, digest, number, line, start, length, REQUEST if model else INVALID, models[model]
-            n += 1
+        firsts[source.label] = count
+        for values, names, run in survey(source, shaping, check, number=number):
+            numbers = [models[name] for name in names]
+            if numbers != list(range(len(numbers))):
+                values[model_at::width] = [numbers[place] for place in values[model_at::width]]
+            keys.add(run)
+            count += len(values) // width
+            yield values
 
 
 def refused_outcome(refusal: Refusal) -> Outcome:

@@ -15,7 +15,7 @@ import orjson
 
 from batchrouter import jsontext
 from batchrouter.errors import UsageError
-from batchrouter.settings import Assign, Endpoint, Model
+from batchrouter.settings import Assign, Endpoint, Model, Settings
 
 _ALIKE_S: Final = 0.01  # waits that differ by less, or by a tenth, are the same
 _ALIKE: Final = 0.1
@@ -131,3 +131,14 @@ def choose(waits_s: Sequence[float], weights: Sequence[float], rng: random.Rando
     if len(alike) == 1:
         return alike[0]
     return rng.choices(alike, [weights[i] for i in alike])[0]
+
+
+def routes_of(settings: Settings) -> Routes:
+    """Where the rows of a run may go."""
+    return Routes(
+        settings.all_endpoints(),
+        settings.models,
+        settings.pools,
+        default_fallback=settings.fallback_model,
+        assign=settings.assign,
+    )

@@ -7,6 +7,7 @@ not give back (it was killed, or cannot be started) is read here, so that the ou
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import marshal
 import os
@@ -18,18 +19,38 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, Self, cast
 
-from batchrouter.intake import Shaping, Source, read_identity
-from batchrouter.jsonl import read_lines
+from batchrouter.distinct import sorted_run
+from batchrouter.insertion import SURVEYED
+from batchrouter.intake import Shaping, Source, read_identity, read_usual_identity
+from batchrouter.jsonl import Line, Stretch, read_stretches
 
 _LARGE_BYTES: Final = 64 * 2**20
 _PART_BYTES: Final = 8 * 2**20
 _BLOCK_BYTES: Final = 2**20
 _MOST_PROCESSES: Final = 8
 _AHEAD: Final = 2  # parts that a process is given before its first is taken
-_CHECK_EVERY: Final = 4096
 _SIZE_BYTES: Final = 8  # before each of a process's answers: how long it is
 
-Found = tuple[bytes, bytes, int, int, int, str]  # key, digest, line, start, length, model ("": it is refused)
+_WIDTH: Final = len(SURVEYED)
+_ROWS_AT_ONCE: Final = 2**14
+
+
+class Found(NamedTuple):
+    """Rows in order. `values` are the `insertion.SURVEYED` fields of each: its kind is 1 where it is refused, else 0,
+    its model the place in `models` (of "" where it is refused). `keys` is what `sorted_run` keeps of their keys.
+    """
+
+    values: list[Any]
+    models: list[str]
+    keys: bytes
+
+
+class _Way(NamedTuple):
+    """How the lines of a file are read: its number and label, and what settings do to bodies."""
+
+    number: int
+    label: str
+    shaping: Shaping
 
 
 class _Part(NamedTuple):
@@ -45,24 +66,25 @@ def survey(
     shaping: Shaping,
     check: Callable[[], None],
     *,
+    number: int = 0,
     large_bytes: int = _LARGE_BYTES,
     part_bytes: int = _PART_BYTES,
 ) -> Iterator[Found]:
-    """Every row of a source, in order; raises UsageError or DiskError where it cannot be read on.
+    """Every row of a source, file `number` of the run, in order, many at a time; raises UsageError or DiskError where
+    it cannot be read on.
 
     `check` is called now and then; what it raises ends the survey. A plain file of `large_bytes` or more is read by
     several processes, in parts of about `part_bytes`.
     """
+    way = _Way(number, source.label, shaping)
     with source.reading() as file:
         is_plain = isinstance(cast("io.BufferedReader", file).raw, io.FileIO)
         size = os.fstat(file.fileno()).st_size if is_plain else 0
         if size >= large_bytes and _cores() > 1:
-            yield from _together(file, source, shaping, check, _parts(file, size, part_bytes))
+            yield from _together(file, source.path, way, check, _parts(file, size, part_bytes))
         else:
-            whole = _Part(0, sys.maxsize, 1)
-            for number, found in enumerate(_read(file, whole, source.label, shaping)):
-                if not number % _CHECK_EVERY:
-                    check()
+            for found in _read(file, _Part(0, sys.maxsize, 1), way):
+                check()
                 yield found
 
 
@@ -70,25 +92,78 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _read(file: BinaryIO, part: _Part, label: str, shaping: Shaping) -> Iterator[Found]:
-    for line in read_lines(file, start=part.start, first=part.first):
-        if line.start >= part.end:
-            return
-        found = read_identity(line, label, shaping)
+def _read(file: BinaryIO, part: _Part, way: _Way) -> Iterator[Found]:
+    rows = _Rows(way)
+    for stretch in read_stretches(file, start=part.start, first=part.first):
+        if stretch.start >= part.end:
+            break
+        if isinstance(stretch, Line):
+            rows.add_line(stretch)
+        else:
+            rows.add(stretch, part.end)
+        if rows.count >= _ROWS_AT_ONCE:
+            yield rows.taken()
+    if rows.count:
+        yield rows.taken()
+
+
+class _Rows:
+    """The rows of the lines given to it, until they are taken."""
+
+    def __init__(self, way: _Way) -> None:
+        self._way = way
+        self._values: list[Any] = []
+        self._models: dict[str, int] = {}
+
+    @property
+    def count(self) -> int:
+        return len(self._values) // _WIDTH
+
+    def add(self, stretch: Stretch, end: int) -> None:
+        """The rows of the lines that begin before `end`."""
+        values, models, file = self._values, self._models, self._way.number
+        may_be_usual = self._way.shaping.spares_usual_rows
+        start = stretch.start
+        for number, raw in enumerate(stretch.raws, stretch.first):
+            if start >= end:
+                return
+            length = len(raw) + 1
+            usual = read_usual_identity(raw) if may_be_usual else None
+            if usual is None:
+                self.add_line(Line(number, start, raw, length))
+            else:
+                key, digest, model = usual
+                place = models.get(model)
+                if place is None:
+                    place = models[model] = len(models)
+                values += (file, key, digest, number, start, length, 0, place)
+            start += length
+
+    def add_line(self, line: Line) -> None:
+        """The row of a line of any kind, if it has one."""
+        found = read_identity(line, self._way.label, self._way.shaping)
         if found is not None:
             (key, digest), model = found
-            yield key, digest, line.number, line.start, line.length, model
+            place = self._models.setdefault(model, len(self._models))
+            fields = (self._way.number, key, digest, line.number, line.start, line.length, int(not model), place)
+            self._values += fields
+
+    def taken(self) -> Found:
+        """All of them; from now on there are none."""
+        found = Found(self._values, list(self._models), sorted_run(self._values[SURVEYED.index("key") :: _WIDTH]))
+        self._values, self._models = [], {}
+        return found
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
 def _together(
-    file: BinaryIO, source: Source, shaping: Shaping, check: Callable[[], None], parts: Iterator[_Part]
+    file: BinaryIO, path: Path, way: _Way, check: Callable[[], None], parts: Iterator[_Part]
 ) -> Iterator[Found]:
     """The rows in order, from processes that take turns with the parts."""
     with contextlib.ExitStack() as stack:
-        helpers = [stack.enter_context(_Helper(source, shaping)) for _ in range(min(_cores(), _MOST_PROCESSES))]
+        helpers = [stack.enter_context(_Helper(path, way)) for _ in range(min(_cores(), _MOST_PROCESSES))]
         given: deque[tuple[_Helper, _Part]] = deque()
         turns = (helper for _ in iter(int, 1) for helper in helpers)
         for helper, part in zip(turns, parts, strict=False):
@@ -96,15 +171,15 @@ def _together(
             given.append((helper, part))
             if len(given) >= _AHEAD * len(helpers):
                 check()
-                yield from _taken(*given.popleft(), file, source.label, shaping)
+                yield from _taken(*given.popleft(), file, way)
         while given:
             check()
-            yield from _taken(*given.popleft(), file, source.label, shaping)
+            yield from _taken(*given.popleft(), file, way)
 
 
-def _taken(helper: _Helper, part: _Part, file: BinaryIO, label: str, shaping: Shaping) -> Iterator[Found]:
+def _taken(helper: _Helper, part: _Part, file: BinaryIO, way: _Way) -> Iterator[Found]:
     found = helper.take()
-    return iter(found) if found is not None else _read(file, part, label, shaping)
+    return map(Found._make, found) if found is not None else _read(file, part, way)
 
 
 def _parts(file: BinaryIO, size: int, part_bytes: int) -> Iterator[_Part]:
@@ -128,7 +203,7 @@ def _parts(file: BinaryIO, size: int, part_bytes: int) -> Iterator[_Part]:
 class _Helper:
     """A process that reads parts: `give` it some, `take` what it found, in the same order."""
 
-    def __init__(self, source: Source, shaping: Shaping) -> None:
+    def __init__(self, path: Path, way: _Way) -> None:
         code = f"import sys; sys.path[:] = {sys.path!r}; from batchrouter.survey import serve; serve()"
         self._process: subprocess.Popen[bytes] | None = None
         with contextlib.suppress(OSError):
@@ -139,7 +214,7 @@ class _Helper:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C is for the run to hear
             )
-        self._send((str(source.path.absolute()), source.label, *astuple(shaping)))
+        self._send((str(path.absolute()), way.number, way.label, *astuple(way.shaping)))
 
     def __enter__(self) -> Self:
         return self
@@ -164,14 +239,15 @@ class _Helper:
         """Have it read a part."""
         self._send(tuple(part))
 
-    def take(self) -> list[Found] | None:
+    def take(self) -> list[tuple[Any, ...]] | None:
         """What it found in the first part not taken yet; None where it is not to be had."""
         if self._process is None or self._process.stdout is None:
             return None
         try:
             size = int.from_bytes(self._process.stdout.read(_SIZE_BYTES), "little")
             # Whole, as `marshal.load` asks a pipe for each value by itself.
-            found: list[Found] = marshal.loads(self._process.stdout.read(size))  # noqa: S302  (from a process of ours)
+            answer = self._process.stdout.read(size)
+            found: list[tuple[Any, ...]] = marshal.loads(answer)  # noqa: S302  (from a process of ours)
         except (EOFError, ValueError, TypeError, OSError):
             self.__exit__()
             return None
@@ -181,11 +257,12 @@ class _Helper:
 def serve() -> None:
     """The other side of a `_Helper`: reads what it is told to, until nobody tells any more."""
     told, answers = sys.stdin.buffer, sys.stdout.buffer
-    path, label, *fields = marshal.load(told)  # noqa: S302  (as above)
-    shaping = Shaping(*fields)
+    path, number, label, *fields = marshal.load(told)  # noqa: S302  (as above)
+    way = _Way(number, label, Shaping(*fields))
+    gc.disable()  # nothing here is part of a ring, and there is much of it
     with contextlib.suppress(EOFError, BrokenPipeError), Path(path).open("rb", buffering=_BLOCK_BYTES) as file:
         while True:
             part = _Part(*marshal.load(told))  # noqa: S302
-            found = marshal.dumps(list(_read(file, part, label, shaping)))
+            found = marshal.dumps([tuple(rows) for rows in _read(file, part, way)])
             answers.write(len(found).to_bytes(_SIZE_BYTES, "little") + found)
             answers.flush()

@@ -14,7 +14,18 @@ PACKAGE = Path(__file__).resolve().parents[1] / "batchrouter"
 # A room may import rooms of lower levels. Where one room has parts, the parts know each other by their own order.
 LEVELS = [
     {"errors"},
-    {"records", "jsonl", "settings", "jsontext", "remedies", "compressed", "standard_input", "estimate"},
+    {
+        "records",
+        "jsonl",
+        "settings",
+        "jsontext",
+        "remedies",
+        "compressed",
+        "standard_input",
+        "distinct",
+        "insertion",
+        "estimate",
+    },
     {
         "eventstream",
         "deltas",

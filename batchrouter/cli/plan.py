@@ -17,10 +17,11 @@ from batchrouter.cli.options import DEFAULT_CONFIG, settings_from, settings_opti
 from batchrouter.cli.paths import default_directory
 from batchrouter.cli.questions import directory_of, is_asked, is_table, question_options, questions_from
 from batchrouter.dataset.label import plan
-from batchrouter.endpoints import Endpoints, routes_of
+from batchrouter.endpoints import Endpoints
 from batchrouter.errors import UsageError
 from batchrouter.preview import Preview, preview
 from batchrouter.progress import short_time
+from batchrouter.routing import routes_of
 from batchrouter.settings import Settings, key_of
 
 

@@ -19,7 +19,7 @@ from batchrouter import jsontext
 from batchrouter.answercheck import AnswerCheck
 from batchrouter.frontier import Job
 from batchrouter.hints import read_hints
-from batchrouter.intake import PATHS, Shaping, read_identity, read_row
+from batchrouter.intake import PATHS, Shaping, identify, read_identity, read_row, read_usual_identity
 from batchrouter.jsonl import Line
 from batchrouter.records import Fault, Refusal, Reply, Request
 from batchrouter.redaction import Redactor
@@ -125,6 +125,16 @@ lines = (
     | st.builds(
         lambda fields, body: b'{"body": %b, %b' % (jsontext.dumps(body), jsontext.dumps(fields)[1:]), objects, objects
     )
+    | st.builds(
+        lambda name, fields, messages, rest: (
+            b'{"custom_id": "%b", "method": "POST", "url": "/v1/chat/completions", "body": %b%b'
+            % (name.encode(), jsontext.dumps({"model": "m", "messages": messages, **fields}), rest)
+        ),
+        st.sampled_from(["a", "", "x y", "\\u00e9", "é"]),
+        objects,
+        st.lists(objects | values, max_size=2) | values,
+        st.sampled_from([b"}", b"}", b"}", b" }", b"}}", b"} ", b',"k": {}}', b""]),
+    )
 )
 
 
@@ -156,6 +166,19 @@ def test_any_line_is_a_request_or_a_refusal(
         case Request():
             assert jsontext.loads(row.body)["model"] == row.model
             assert quick == (row.identity, row.model)
+    usual = read_usual_identity(line.raw or b"") if shaping.spares_usual_rows else None
+    assert usual is None or (usual[:2], usual[2]) == quick
+
+
+def test_usual_rows_are_taken_for_it() -> None:
+    """As batch files have them, whatever stands in their bodies but `stream`; no row that settings may change."""
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "hi }} \xc3\xa9"}], "n": 2}'
+    raw = b'{"custom_id": "a b", "method": "POST", "url": "/v1/chat/completions", "body": %b}' % body
+    assert read_usual_identity(raw) == (*identify("a b", body), "m")
+    assert read_usual_identity(raw.replace(b": ", b":")) is not None
+    assert Shaping(model="m").spares_usual_rows
+    for shaping in (Shaping(stream=True), Shaping(override_model="m"), Shaping(defaults=(("n", "1"),))):
+        assert not shaping.spares_usual_rows
 
 
 @bounded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from batchrouter.index import (
     Unusable,
     remove,
 )
+from batchrouter.insertion import SURVEYED
 
 META: dict[str, Any] = {"inputs": [["a"]], "shaping": "s", "marks": None, "models": ["m"]}
 
@@ -41,8 +43,12 @@ def logged(key: str, state: int = ANSWERED, at: int = 0, digest: str = "d", **fi
     return Logged(name(key), name(digest), state, at, fields.get("refused", False), f"in.jsonl:{key}")
 
 
+def surveyed(row: Planned) -> list[Any]:
+    return [getattr(row, field) for field in SURVEYED]
+
+
 def built(path: Path, rows: list[Planned]) -> Index:
-    index = Index.build(path, iter(rows))
+    index = Index.build(path, map(surveyed, rows))
     index.finish_build(META)
     return index
 
@@ -187,6 +193,41 @@ def test_the_log_is_laid_over_the_rows(index: Index, path: Path) -> None:
     assert usable(path)
 
 
+@pytest.mark.parametrize("line", ["4", "5", "1", "0", "99", "-1", "x", "", "9" * 30])
+def test_a_line_of_the_log_finds_its_row_wherever_it_says_it_stood(path: Path, line: str) -> None:
+    """Its place is a guess, and its key what counts: no line is booked on another row."""
+    index = built(path, [planned(n) for n in range(10)])
+    index.put_meta({"firsts": {"in.jsonl": 0}})
+    index.load(
+        [logged("k3", at=7)._replace(place=f"in.jsonl:{line}"), logged("gone")._replace(place=f"in.jsonl:{line}")]
+    )
+    assert [entry.key for entry in index.strangers()] == [name("gone")]
+    index.settle({"marks": {}})
+    assert [n for n, state in enumerate(states(index)) if state] == [3]
+    index.close()
+    assert usable(path)
+
+
+def test_rows_where_their_lines_say_need_no_look_at_every_key(path: Path) -> None:
+    """The index of keys, which takes long to make, is left for the day when it is needed."""
+
+    def has_keys() -> bool:
+        with closing(sqlite3.connect(path)) as connection:
+            return bool(connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'row_key'").fetchone()[0])
+
+    index = built(path, [planned(n) for n in range(10)])
+    index.put_meta({"firsts": {"in.jsonl": 0}})
+    index.load([logged(f"k{n}", at=n)._replace(place=f"in.jsonl:{n + 1}") for n in range(9)])
+    index.settle({"marks": {}})
+    assert not has_keys()
+    index.load([logged("k9", at=9)._replace(place="in.jsonl:20")])
+    index.settle({"marks": {}})
+    assert has_keys()
+    assert states(index) == [ANSWERED] * 10
+    index.close()
+    assert usable(path)
+
+
 def test_another_body_under_an_id_is_a_change(index: Index) -> None:
     """The row and the line of the log that speaks of its old body."""
     index.load([logged("k3", digest="other"), logged("k4")])
@@ -245,7 +286,7 @@ def test_something_else_is_not_opened(path: Path, content: bytes) -> None:
 
 def test_a_build_that_was_cut_short_is_not_opened(path: Path) -> None:
     """Only `finish_build` makes it one."""
-    Index.build(path, iter([planned(0)])).close()
+    Index.build(path, [surveyed(planned(0))]).close()
     assert not usable(path)
 
 

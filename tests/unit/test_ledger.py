@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kit.scripted import chat, outcome, refusal, refused, reply, request, used
 
 from batchrouter.errors import BusyError, DiskError
-from batchrouter.index import ANSWERED, FAILED, Index, Planned
+from batchrouter.index import ANSWERED, FAILED, Index
 from batchrouter.ledger import Ledger
 from batchrouter.records import Outcome, Reply, Usage
 
@@ -421,7 +421,7 @@ def with_index(ledger: Ledger, count: int = 20) -> Index:
     """An index of rows 0 to count - 1, which the ledger follows."""
     index = Index.build(
         ledger.directory / "checkpoint.sqlite",
-        (Planned(n, *request(n).identity, 0, n + 1, 0, 0, 0, 0) for n in range(count)),
+        ([0, *request(n).identity, n + 1, 0, 0, 0, 0] for n in range(count)),
     )
     index.finish_build({"marks": None, "totals": {}, "models": ["m"]})
     ledger.follow_with(index)

@@ -6,13 +6,17 @@ import gzip
 import json
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from batchrouter.distinct import sorted_run
 from batchrouter.errors import UsageError
 from batchrouter.intake import Shaping, Source
 from batchrouter.survey import Found, survey
+
+Row = tuple[object, ...]
 
 
 def write(path: Path, rows: int) -> Source:
@@ -37,8 +41,18 @@ def children() -> set[int]:
     return {int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
 
 
-def alone(source: Source, shaping: Shaping) -> list[Found]:
-    return list(survey(source, shaping, lambda: None))
+def rows_of(parts: Iterable[Found]) -> list[Row]:
+    """Every row with all that is said of it, its model by name; each part's keys are checked on the way."""
+    rows = []
+    for values, models, keys in parts:
+        found = [tuple(values[at : at + 8]) for at in range(0, len(values), 8)]
+        assert keys == sorted_run(row[1] for row in found)
+        rows += [(*row[:-1], models[row[-1]]) for row in found]
+    return rows
+
+
+def alone(source: Source, shaping: Shaping) -> list[Row]:
+    return rows_of(survey(source, shaping, lambda: None))
 
 
 @pytest.mark.parametrize("part_bytes", [1, 1000, 60_000])
@@ -46,7 +60,7 @@ def test_several_processes_find_what_one_does(tmp_path: Path, part_bytes: int) -
     """Every field of every row, in order, wherever the file is cut."""
     source = write(tmp_path / "in.jsonl", 300 if part_bytes == 1 else 3000)
     shaping = Shaping(model="m", defaults=(("seed", "1"),), stream=True)
-    found = list(survey(source, shaping, lambda: None, large_bytes=1, part_bytes=part_bytes))
+    found = rows_of(survey(source, shaping, lambda: None, large_bytes=1, part_bytes=part_bytes))
     assert found == alone(source, shaping)
     assert len(found) > 250
 
@@ -55,14 +69,14 @@ def test_what_a_killed_process_does_not_give_back_is_read_here(tmp_path: Path) -
     """One that dies in the middle changes nothing."""
     source = write(tmp_path / "in.jsonl", 3000)
     before, found = children(), []
-    for number, row in enumerate(survey(source, Shaping(), lambda: None, large_bytes=1, part_bytes=5000)):
-        found.append(row)
-        if number == 100:
+    for number, part in enumerate(survey(source, Shaping(), lambda: None, large_bytes=1, part_bytes=5000)):
+        found.append(part)
+        if number == 3:
             helpers = children() - before
             assert helpers
             for pid in helpers:
                 os.kill(pid, signal.SIGKILL)
-    assert found == alone(source, Shaping())
+    assert rows_of(found) == alone(source, Shaping())
 
 
 def test_a_survey_can_be_ended(tmp_path: Path) -> None:
@@ -83,5 +97,5 @@ def test_a_compressed_file_is_read_by_one(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", 500)
     packed = tmp_path / "in.jsonl.gz"
     packed.write_bytes(gzip.compress(source.path.read_bytes()))
-    again = list(survey(Source("in.jsonl", packed), Shaping(), lambda: None, large_bytes=1, part_bytes=100))
+    again = rows_of(survey(Source("in.jsonl", packed), Shaping(), lambda: None, large_bytes=1, part_bytes=100))
     assert again == alone(source, Shaping())
