@@ -25,8 +25,8 @@ from batchrouter.retry import clean
 from batchrouter.settings import Secret
 from batchrouter.sse import Assembly, Incomplete
 from batchrouter.watch import Attempt, How, Watch
+from batchrouter.wire import MOST_BYTES, Answer, Wire, is_plain
 
-_BODY_AT_ONCE_BYTES: Final = 2**20
 _ERROR_BODY_BYTES: Final = 2**20
 _ERROR_TEXT_CHARACTERS: Final = 2000
 _SHOWN_BYTES: Final = 2**16  # of a body that is no JSON: far more than is shown, so that no key is cut in two
@@ -36,6 +36,9 @@ _CATALOGUE_BYTES: Final = 16 * 2**20
 _STREAM_END_S: Final = 1.0
 _MOST_NAMED: Final = 10
 _PACKINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
+_STREAM: Final = "text/event-stream"
+
+_Response = aiohttp.ClientResponse | Answer
 
 
 class Catalogue(NamedTuple):
@@ -118,6 +121,9 @@ class Transport:
     async def __aenter__(self) -> Self:
         self._session = self._new_session(keep_alive=True)
         self._fresh = self._new_session(keep_alive=False)
+        self._wire: Wire | None = None
+        if self._proxy is None and self._session.connector is not None and is_plain(self._headers):
+            self._wire = Wire(self._session.connector, self._urls, self._headers)
         self._loop = asyncio.get_running_loop()
         self._watch.start()
         return self
@@ -183,12 +189,12 @@ class Transport:
         started = attempt.started_s
         try:
             try:
-                return await self._exchange(self._session, request, attempt)
+                return await self._exchange(request, attempt)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 if not attempt.was_stale(self._loop.time()):
                     raise
                 attempt.connection = "none"
-                return await self._exchange(self._fresh, request, attempt)
+                return await self._exchange(request, attempt, self._fresh)
         except asyncio.CancelledError:
             if not attempt.outlived():
                 raise
@@ -201,22 +207,18 @@ class Transport:
         finally:
             self._watch.end()
 
-    async def _exchange(self, session: aiohttp.ClientSession, request: Request, attempt: Attempt) -> Reply | Fault:
+    async def _exchange(
+        self, request: Request, attempt: Attempt, session: aiohttp.ClientSession | None = None
+    ) -> Reply | Fault:
         started = self._loop.time()
-        body: bytes | io.BytesIO = request.body
-        if len(request.body) > _BODY_AT_ONCE_BYTES:
-            body = attempt.upload = io.BytesIO(request.body)
-        response = await session.post(
-            self._urls[request.path],
-            data=body,
-            headers=self._headers,
-            allow_redirects=False,
-            proxy=self._proxy,
-        )
+        if session is None and self._wire is not None and len(request.body) <= MOST_BYTES:
+            response: _Response = await self._wire.post(request.path, request.body)
+        else:
+            response = await self._post(session or self._session, request, attempt)
         attempt.response = response
         try:
             status = response.status
-            if status == OK and (request.streamed or response.content_type == "text/event-stream"):
+            if status == OK and (request.streamed or _is_stream(response)):
                 return await self._read_stream(response, attempt, started, Assembly(_choices_wanted(request.body)))
             bound = self._max_bytes if status == OK else min(_ERROR_BODY_BYTES, self._max_bytes)
             read = await _read(response, bound)
@@ -230,7 +232,20 @@ class Transport:
         finally:
             response.release()
 
-    def _answer(self, response: aiohttp.ClientResponse, read: _Body, latency_s: float) -> Reply | Fault:
+    async def _post(self, session: aiohttp.ClientSession, request: Request, attempt: Attempt) -> aiohttp.ClientResponse:
+        """Send what does not go by the wire; a large body piece by piece, so that it shows how far it is."""
+        body: bytes | io.BytesIO = request.body
+        if len(request.body) > MOST_BYTES:
+            body = attempt.upload = io.BytesIO(request.body)
+        return await session.post(
+            self._urls[request.path],
+            data=body,
+            headers=self._headers,
+            allow_redirects=False,
+            proxy=self._proxy,
+        )
+
+    def _answer(self, response: _Response, read: _Body, latency_s: float) -> Reply | Fault:
         if not read.is_whole:
             return Fault("bad_response", _too_large(self._max_bytes), latency_s)
         try:
@@ -245,7 +260,7 @@ class Transport:
         return Reply(OK, response.headers, body, latency_s)
 
     async def _read_stream(
-        self, response: aiohttp.ClientResponse, attempt: Attempt, started: float, assembly: Assembly
+        self, response: _Response, attempt: Attempt, started: float, assembly: Assembly
     ) -> Reply | Fault:
         attempt.assembly = assembly
         ttft_s = None
@@ -310,19 +325,25 @@ class _Body(NamedTuple):
     is_whole: bool
 
 
-async def _read(response: aiohttp.ClientResponse, bound: int) -> _Body:
+def _is_stream(response: _Response) -> bool:
+    """Whether events come, one by one."""
+    kind = response.headers.get("Content-Type", "")
+    return kind != "application/json" and kind.partition(";")[0].strip().lower() == _STREAM
+
+
+async def _read(response: _Response, bound: int) -> _Body:
     """The body up to `bound` bytes; the connection is closed when there is more."""
-    announced = response.content_length
-    if announced is not None and announced <= bound and "Content-Encoding" not in response.headers:
-        return _Body(await response.read(), is_whole=True)
+    content = response.content
     chunks = []
     left = bound
-    while chunk := await response.content.readany():
+    while chunk := await content.readany():
         chunks.append(chunk[:left])
         left -= len(chunk)
         if left < 0:
             response.close()
             return _Body(b"".join(chunks), is_whole=False)
+        if content.at_eof():
+            break
     return _Body(b"".join(chunks), is_whole=True)
 
 

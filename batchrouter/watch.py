@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import aiohttp
 
 from batchrouter.sse import Assembly
+from batchrouter.wire import Answer
 
 _SWEEP_S: Final = 0.5
 _STALE_S: Final = 5.0  # a connection that breaks later than this after the request was not stale: its endpoint failed
@@ -32,7 +33,7 @@ class Attempt:
         self.started_s = self.seen_s = now
         self.connection: How | Literal["none"] = "none"
         self.upload: io.BytesIO | None = None
-        self.response: aiohttp.ClientResponse | None = None
+        self.response: aiohttp.ClientResponse | Answer | None = None
         self.assembly: Assembly | None = None
         self.expired = ""
         self._task = task

@@ -38,6 +38,7 @@ LEVELS = [
         "redaction",
         "routing",
         "config",
+        "wire",
     },
     {"frontier", "usage", "index", "intake"},
     {"sse", "pace", "retry", "rows", "history", "removal", "review", "survey"},

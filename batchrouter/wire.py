@@ -1,0 +1,108 @@
+"""Plain requests over aiohttp's connections, without the task and the objects that it makes for each: half its cost.
+
+Rules of this file: a head is written once, and sent with each body in one piece; connections, TLS and the reading of
+answers are aiohttp's. What is not plain (a proxy, a large body, a header that changes how bodies travel) is
+`aiohttp.ClientSession`'s, whose responses have all that an `Answer` has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError
+from multidict import CIMultiDict
+from yarl import URL
+
+MOST_BYTES: Final = 2**20  # of a body that is sent in one piece
+_NOT_PLAIN: Final = frozenset({"expect", "transfer-encoding"})
+_UNFIT: Final = frozenset("\r\n\0")
+_NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None, connect=None)
+
+
+def is_plain(headers: Mapping[str, str]) -> bool:
+    """Whether requests with these headers can go by a `Wire`."""
+    return not any(name.lower() in _NOT_PLAIN or _UNFIT & {*name, *value} for name, value in headers.items())
+
+
+class _Target(aiohttp.ClientRequest):
+    """Where requests go, as a connector is told it; made once, and so is the key that the connector knows it by."""
+
+    @cached_property
+    def connection_key(self) -> Any:
+        return super().connection_key
+
+    def head(self) -> bytes:
+        """All that stands before a body, but for its length."""
+        lines = [f"POST {self.url.raw_path_qs} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items() if name.lower() != "content-length"]
+        return "\r\n".join([*lines, "Content-Length: "]).encode()
+
+
+class Answer:
+    """An answer whose head has been read. The names are those of `aiohttp.ClientResponse`."""
+
+    __slots__ = ("_connection", "closed", "content", "headers", "status")
+
+    def __init__(
+        self, status: int, headers: Mapping[str, str], content: aiohttp.StreamReader, connection: Connection
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.content = content
+        self.closed = False
+        self._connection = connection
+
+    def release(self) -> None:
+        """Let go of the connection; it is of further use only where request and answer have come to their ends."""
+        protocol = self._connection.protocol
+        if protocol is not None and protocol.writing_paused:
+            self.close()
+        else:
+            self._connection.release()
+
+    def close(self) -> None:
+        """End the connection."""
+        self.closed = True
+        self._connection.close()
+
+
+class Wire:
+    """The way of plain requests to the addresses `urls` (name -> address), over the connections of `connector`."""
+
+    def __init__(
+        self,
+        connector: aiohttp.BaseConnector,
+        urls: Mapping[str, str],
+        headers: CIMultiDict[str],
+    ) -> None:
+        self._connector = connector
+        self._targets: dict[str, tuple[_Target, bytes]] = {}
+        for name, url in urls.items():
+            target = _Target("POST", URL(url), headers=headers)
+            self._targets[name] = target, target.head()
+
+    async def post(self, name: str, body: bytes) -> Answer:
+        """Send a body to an address; gives the answer as soon as its head is there; raises as aiohttp does."""
+        target, head = self._targets[name]
+        connection = await self._connector.connect(target, [], _NO_TIMEOUT)
+        try:
+            protocol = connection.protocol
+            assert protocol is not None  # noqa: S101  (nobody has let go of it)
+            if protocol.transport is None or protocol.transport.is_closing():
+                raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")  # noqa: TRY301
+            protocol.set_response_params(read_until_eof=True)
+            protocol.transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+            message, content = await protocol.read()
+            while 100 <= message.code < 200 and message.code != 101:
+                message, content = await protocol.read()
+        except HttpProcessingError as error:
+            connection.close()
+            raise aiohttp.ClientResponseError(target.request_info, (), status=error.code) from error
+        except BaseException:
+            connection.close()
+            raise
+        return Answer(message.code, message.headers, content, connection)
