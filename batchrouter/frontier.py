@@ -28,15 +28,15 @@ _RETRIES_AT_ONCE: Final = 10.0  # … and this many more at once, so that a few 
 class Job:
     """A row on its way: `attempts` were sent, `counted` of them count against it, `usage` is what they reported.
 
-    `failed_at` is how many answers its lane had had when it last failed; it is `suspect` once it has failed again
-    although others were answered in between: what fails then says more of the row than of the endpoint.
+    `failed_s` is when it last failed, by the loop's clock; it is `suspect` once it has failed again although others
+    that were sent in between were answered: what fails then says more of the row than of the endpoint.
     """
 
     request: Request
     attempts: int = 0
     counted: int = 0
     misfits: int = 0
-    failed_at: int | None = None
+    failed_s: float | None = None
     suspect: bool = False
     usage: Usage | None = None
     reservation: Reservation | None = None

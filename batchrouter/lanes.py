@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from batchrouter.circuit import Circuit
+from batchrouter.circuit import Circuit, Left
 from batchrouter.frontier import Job
 from batchrouter.records import Fault, Halt, Reply, Request, Share
 from batchrouter.routing import Route, Routes, choose
@@ -50,6 +50,7 @@ class Lane:
     workers: int = 0
     answered: int = 0
     failed: int = 0
+    latest: int = 0  # the nth that left last
 
     @property
     def endpoint(self) -> str:
@@ -65,6 +66,10 @@ class Lane:
     def is_closed(self) -> bool:
         """Whether nobody leaves here but a probe."""
         return self.throttle.circuit.is_open or self.place.circuit.is_open
+
+    def excuses(self, sent_s: float) -> bool:
+        """Whether what left here at that moment, and failed, did so in an outage."""
+        return self.throttle.circuit.excuses(sent_s) or self.place.circuit.excuses(sent_s)
 
 
 def _no_backlog(_: Hashable) -> int:
@@ -180,7 +185,7 @@ class Lanes:
             return False
         job.names = names
         job.counted = 0
-        job.failed_at, job.suspect = None, False
+        job.failed_s, job.suspect = None, False
         return True
 
     def shut(self, lane: Lane, halt: Halt, now: float) -> bool:
@@ -190,16 +195,17 @@ class Lanes:
         halted = {each.place.name for each in self.all if each.place.halt is not None}
         return len(halted) < self._endpoints
 
-    def take_evidence(self, lane: Lane, row: int | None, now: float) -> bool:
+    def take_evidence(self, lane: Lane, row: int | None, left: Left, now: float) -> bool:
         """An attempt of `row` failed by the endpoint; true when the lane, or all of its endpoint, closed by it."""
-        opened = lane.throttle.circuit.failed(row, now)
-        return lane.place.circuit.failed(row, now) or opened
+        opened = lane.throttle.circuit.failed(row, left, now, latest=lane.latest)
+        return lane.place.circuit.failed(row, Left(left.at_s), now) or opened
 
-    def reopen(self, lane: Lane) -> bool:
-        """An endpoint answered; true when it was closed until now."""
-        lane.place.halt = None
-        is_back = lane.place.circuit.answered()
-        return lane.throttle.circuit.answered() or is_back
+    def reopen(self, lane: Lane, left: Left) -> bool:
+        """An endpoint answered what left then; true when it was closed until now."""
+        is_back = lane.place.circuit.answered(Left(left.at_s))
+        if not lane.place.circuit.is_open:
+            lane.place.halt = None
+        return lane.throttle.circuit.answered(left) or is_back
 
     # --- when no way is left -----------------------------------------------------------------------------------------
 

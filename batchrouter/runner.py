@@ -16,6 +16,7 @@ from typing import Final, Literal, Protocol
 
 from batchrouter import jsontext
 from batchrouter.bounds import Budget, Deadline
+from batchrouter.circuit import Left
 from batchrouter.errors import BatchrouterError, DiskError
 from batchrouter.estimate import answer_budget
 from batchrouter.frontier import Frontier, Job
@@ -209,6 +210,7 @@ class Runner:
                     self._budget_freed.set()
                     self._put_back(job, 0.0)
                     continue
+                lane.latest = sent.nth
                 self._workers[worker] = True
                 tally.in_flight += 1
                 tally.attempts += 1
@@ -346,7 +348,7 @@ class Runner:
                 self._put_back(job, now + wait_s)
             case GiveUp(error, blame):
                 self._take_failure(lane, job, answer, sent, now, blame)
-                self._give_up(lane, job, answer, error, blame, now)
+                self._give_up(lane, job, answer, sent, error, blame, now)
             case Stop(halt):
                 waits = halt.exit_code == CREDITS_SPENT and self._credit_patience_s > 0
                 if not (waits and lane.throttle.out_of_credits(now, sent, self._credit_patience_s)):
@@ -370,29 +372,29 @@ class Runner:
         else:
             self._last_trouble = _trouble(answer)
             reached = not isinstance(answer, Fault) or answer.reached
-            job.suspect = job.suspect or (job.failed_at is not None and circuit.answers > job.failed_at)
-            job.failed_at = circuit.answers
+            job.suspect = job.suspect or (job.failed_s is not None and circuit.answered_to_s >= job.failed_s)
+            job.failed_s = now
             if not reached:
-                self._take_evidence(lane, job, None, now)
+                self._take_evidence(lane, job, None, sent, now)
                 return
             if not job.suspect:
-                self._take_evidence(lane, job, job.request.n, now)
-        if not circuit.is_open:
+                self._take_evidence(lane, job, job.request.n, sent, now)
+        if not lane.excuses(sent.at):
             job.counted += 1
 
     def _take_answer(self, lane: Lane, sent: Sent) -> None:
         """The endpoint answered somebody, be it with a refusal: it is not down."""
         if self._jury.is_watching:
             self._book(self._jury.heard(lane, sent.at))
-        if self._lanes.reopen(lane):
+        if self._lanes.reopen(lane, Left(sent.at, sent.nth)):
             lane.throttle.note("circuit_closed", lane=lane.name)
             for other in self._lanes.all:
                 if other.place is lane.place:
                     self._frontier.wake(other)
 
-    def _take_evidence(self, lane: Lane, job: Job, row: int | None, now: float) -> None:
+    def _take_evidence(self, lane: Lane, job: Job, row: int | None, sent: Sent, now: float) -> None:
         """Tell the circuits; when one opens, what failed by the endpoint is no longer held against the rows."""
-        if not self._lanes.take_evidence(lane, row, now):
+        if not self._lanes.take_evidence(lane, row, Left(sent.at, sent.nth), now):
             return
         lane.throttle.note("circuit_open", lane=lane.name, reason=self._last_trouble)
         job.counted = 0
@@ -415,10 +417,17 @@ class Runner:
             self._move_away(lane.place)
 
     def _give_up(
-        self, lane: Lane, job: Job, answer: Reply | Fault, error: tuple[ErrorCode, str] | None, blame: Blame, now: float
+        self,
+        lane: Lane,
+        job: Job,
+        answer: Reply | Fault,
+        sent: Sent,
+        error: tuple[ErrorCode, str] | None,
+        blame: Blame,
+        now: float,
     ) -> None:
         """Book a row as failed, or hold it back while it may be everybody's failure."""
-        if self._goes_elsewhere(job, answer, blame) or (blame == "endpoint" and lane.is_closed):
+        if self._goes_elsewhere(job, answer, blame) or (blame == "endpoint" and lane.excuses(sent.at)):
             self._put_back(job, now)
             return
         reply = answer if isinstance(answer, Reply) and (error is None or error[0] == "attempts_exhausted") else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from kit import scripted, virtual
 from kit.scripted import Books, Script, Stage, Steady, chat, fault, limited, refused, reply, request, used
 
 from batchrouter.errors import UsageError
+from batchrouter.pace import Pace
 from batchrouter.records import Fault, Halt, Reply, Request, Usage
 
 GOOD = reply()
@@ -519,16 +521,48 @@ def test_refused_connections_never_burn_a_row(rows: int, max_attempts: int) -> N
     assert len(stage.books.answered) == rows
 
 
-@pytest.mark.parametrize("max_attempts", [1, 2])
-def test_the_last_answers_before_an_outage_burn_no_row(max_attempts: int) -> None:
-    """Slow answers, sent before the outage, come in while others fail at once in it: those are not to blame."""
+@pytest.mark.parametrize("latency_s", [0.01, 0.5])
+@pytest.mark.parametrize("max_attempts", [1, 2, 5])
+def test_the_last_answers_before_an_outage_burn_no_row(max_attempts: int, latency_s: float) -> None:
+    """Slow answers, sent before the outage, come in while others fail at once in it: those are not to blame, nor is the
+    input asked in vain meanwhile.
+    """
 
     def script(row: Request, _nth: int, now: float) -> Reply:
-        return refused(503, latency_s=0.5) if 2 <= now < 60 else reply(latency_s=0.2 + row.n % 7)
+        return refused(503, latency_s=latency_s) if 2 <= now < 62 else reply(latency_s=0.2 + row.n % 7)
 
-    stage = played(300, script, max_attempts=max_attempts, concurrency=16)
+    stage = played(300, script, max_attempts=max_attempts, concurrency=64)
     assert stage.halt is None
     assert sorted(stage.books.answered) == list(range(300))
+    assert len(stage.calls_between(2, 62)) <= 64
+
+
+LEARNING: dict[str, Reply | Fault] = {
+    "refused": fault("connection", reached=False, latency_s=0.001),
+    "503": refused(503, latency_s=0.001),
+    "reset": fault("connection", latency_s=0.001),
+}
+
+
+@pytest.mark.parametrize("latency_s", [1.0, 3.0])
+@pytest.mark.parametrize("answer", LEARNING.values(), ids=LEARNING)
+def test_a_minute_of_outage_costs_few_requests_and_its_end_is_seen(answer: Reply | Fault, latency_s: float) -> None:
+    """The pace is learned, so that many are in flight; at most 30 are sent during the minute, and within 5 s of its end
+    the run goes on.
+    """
+    learning = Pace(
+        requests_per_s=None, tokens_per_s=None, concurrency=None, max_concurrency=512, learned=None,
+        now=virtual.STARTED_AT_S, rng=random.Random(1),
+    )  # fmt: skip
+    stage = played(
+        3000,
+        lambda row, _nth, now: answer if 3 <= now < 63 else reply(latency_s=latency_s * (0.5 + row.n * 0.3719 % 1)),
+        pace_of=lambda _: learning,
+    )
+    assert stage.halt is None
+    assert len(stage.books.answered) == 3000
+    assert len(stage.calls_between(3, 63)) <= 30
+    assert len(stage.calls_between(63, 68)) >= 2
 
 
 def test_refused_connections_for_10_s_use_up_no_attempts() -> None:
