@@ -562,7 +562,8 @@ def test_a_minute_of_outage_costs_few_requests_and_its_end_is_seen(answer: Reply
     assert stage.halt is None
     assert len(stage.books.answered) == 3000
     assert len(stage.calls_between(3, 63)) <= 30
-    assert len(stage.calls_between(63, 68)) >= 2
+    assert len(stage.calls_between(63, 68)) >= 1
+    assert len(stage.calls_between(63, 69 + 1.5 * latency_s)) >= 10
 
 
 def test_refused_connections_for_10_s_use_up_no_attempts() -> None:
