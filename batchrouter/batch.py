@@ -289,10 +289,10 @@ async def _ask(
         async with asyncio.TaskGroup() as group:
             over = asyncio.Event()
             keeper = group.create_task(_keep_checkpoints(ledger, settings.checkpoint_every, runner, over))
-            shower = group.create_task(_show(observer, tally, lanes))
+            timer = group.create_task(_keep_time(observer, tally, lanes))
             halt = await runner.run()
             over.set()
-            shower.cancel()
+            timer.cancel()
             halt = halt or await keeper
         observer.tick(tally, lanes.all)
         tally.shares = [lane.share() for lane in lanes.all]
@@ -348,8 +348,10 @@ async def _keep_checkpoints(ledger: Ledger, every_s: float, runner: Runner, over
     return None
 
 
-async def _show(observer: Observer, tally: Tally, lanes: Lanes) -> None:
+async def _keep_time(observer: Observer, tally: Tally, lanes: Lanes) -> None:
     while True:
+        for lane in lanes.all:
+            lane.throttle.tick()
         observer.tick(tally, lanes.all)
         await asyncio.sleep(_TICK_S)
 

@@ -1,66 +1,64 @@
 """How many requests to have in flight: up while more of them bring more answers, back when they only queue.
 
 Rules of this file: pure; time is passed in, in monotonic seconds. What counts is throughput: latencies of language
-models differ tenfold from row to row, while twice the number in flight brings either twice the answers or a queue. The
-number rises by one for each answer (TCP's slow start, RFC 5681, 3.1: doubling each round trip); from 64 on each
-doubling has to show that latency stayed, or that throughput grew. That a server refuses above a number shows in when
-it refuses: at the far end of what is otherwise in flight.
+models differ tenfold from row to row, while twice the number in flight brings either twice the answers or a queue.
+
+*Rising.* The number rises by one for each answer: it doubles in each round trip (TCP's slow start, RFC 5681, 3.1).
+Each round has to show for it (as in HyStart++, RFC 9406, but by throughput: the mean number in flight over the mean
+latency, Little's law). Where it does not, the number goes back to that before the round, and is tried again after a
+time that doubles from try to try.
+
+*Refused.* Where a server refuses above a number (`suspects` tell), the number stays just below it for as long as the
+refusal was dear, then climbs on a cubic curve, as a ceiling does.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Final, Literal
+from typing import Final
+
+from batchrouter.ceiling import Cost
 
 _START: Final = 12
-_UNJUDGED: Final = 64  # up to here a queue is too short to matter, and too few answers come to judge by
+_GROWTH: Final = 2.0  # from round to round while it is starting …
+_TRY: Final = 1.5  # … and of a try later
+_ANSWERS: Final = (16, 64)  # at least so many of a round, at the start and later, to tell a throughput from
 _GAIN: Final = 0.3  # of the growth in flight, the share that must show as growth in answers a second
-_SAME_LATENCY: Final = 1.25
-_HOLD_S: Final = (5.0, 60.0)  # between two tries to go higher, when the last has brought nothing
-_TRY: Final = 1.5
-_SILENCE_S: Final = 1.0  # refusals come quickly: what is unanswered for so long has been let in
-_SILENT_MOST: Final = 128
+_KNEE: Final = 2.0  # times as many as would do without a queue (Little's law): no more where more bring nothing
+_SILENCE_S: Final = 1.0  # refusals come quickly: what is unanswered for so long has been let in …
+_SILENT_MOST: Final = 128  # … and more may leave, up to this number
+_TRY_AGAIN_S: Final = (5.0, 60.0)
 
-_REFUSED_HOLD_S: Final = (2.0, 60.0)
-_REFUSALS_EVERY: Final = 100
-_PAUSE_SHARE: Final = 20
+_REFUSALS: Final = 100  # as for a ceiling
+_LOST: Final = 20
+_HOLD_S: Final = (2.0, 60.0)
 _CLIMB: Final = 0.03
-_BOUND_FOR_S: Final = 0.1
-_REFUTED: Final = 10  # answers to requests well above the supposed limit refute it
-_NEARLY: Final = 0.8
-_FEW: Final = 8
-_UNSURE: Final = 0.1  # of the expected number, as latencies scatter
-_NOTHING_TELLING: Final = 1.3
-_MOST_TELLING: Final = 3.5
-_SURE: Final = 6.0
-_SMOOTH: Final = 1 / 128
-
-Blame = Literal["no", "perhaps", "yes"]
+_BOUND_FOR_S: Final = 0.1  # an answer shows for so long back that the number was used up
 
 
 class Crowd:
     """`limit` requests may be in flight. `top` is the number that the server has refused to exceed, if it has."""
 
     __slots__ = (
-        "_above",
         "_answers",
         "_base_s",
-        "_before",
         "_bound_s",
-        "_evidence",
+        "_good",
         "_hold_s",
-        "_judged_at",
+        "_in_flight",
+        "_is_starting",
         "_latency_s",
+        "_least",
         "_most",
         "_needed",
-        "_rate_before",
-        "_since",
-        "_stage",
-        "_stage_at",
+        "_rate",
+        "_risen_at",
+        "_round_at",
+        "_seen_at",
         "_target",
-        "_touched_at",
+        "_try_at",
+        "_wait_s",
         "is_bound",
-        "latency_s",
         "limit",
         "top",
     )
@@ -70,136 +68,105 @@ class Crowd:
         self.limit = fixed or min(start or _START, most)
         self.top: int | None = None
         self.is_bound = False
-        self._before = self.limit
-        self._rate_before = 0.0
+        self._is_starting = True
         self._base_s = math.inf
-        self._hold_s = _HOLD_S[0]
-        self.latency_s = 0.0
-        self._evidence = self._bound_s = 0.0
-        self._above = 0
-        self._touched_at = self._since = now
-        self._raise_to(max(_UNJUDGED, self.limit), now)
-
-    # --- rising -------------------------------------------------------------------------------------------------------
+        self._good, self._rate = self.limit, 0.0
+        self._wait_s = _TRY_AGAIN_S[0]
+        self._try_at = now
+        self._hold_s = self._bound_s = 0.0
+        self._seen_at = self._risen_at = now
+        self._begin_round(self._more_than(self.limit), now)
 
     def answered(self, at: float, in_flight: int, flying: int, now: float) -> None:
         """An answer to a request sent at `at` as the `in_flight`th, with `flying` on their way until now."""
-        self.latency_s += (now - at - self.latency_s) * (_SMOOTH if self.latency_s else 1.0)
-        limit = self.limit
-        self.is_bound = flying >= limit
+        self.is_bound = flying >= self.limit
+        if self.top is not None:
+            if self.is_bound:
+                self._climb(now)
+            return
+        if at >= self._round_at and self._least <= in_flight:
+            self._answers += 1
+            self._in_flight += in_flight
+            self._latency_s += now - at
         if not self.is_bound:
             return
-        if self.top is not None:
-            self._probe(in_flight, now)
-        elif limit < self._target:
-            self.limit = limit + 1
-            self._touched_at = now
-            if limit + 1 == self._target:
-                self._settle(now)
-        elif at >= self._stage_at and self._target < self._most:
-            self._answers += 1
-            self._latency_s += now - at
-            if self._answers >= self._needed:
-                self._judge(now)
+        if self.limit < self._target:
+            self.limit += 1
+            self._risen_at = now
+        if self._answers >= self._needed:
+            self._end_round(now)
 
     def silent(self, in_flight: int, now: float) -> None:
-        """Time passes, and answers are slow to come: what is not refused by now has been let in, so go on doubling."""
+        """Time passes, and answers are slow to come."""
         most = min(_SILENT_MOST, self._most)
-        if self.top is None and self.limit <= in_flight < most and now - self._touched_at >= _SILENCE_S:
-            self._touched_at = now
-            before, self.limit = self.limit, min(2 * self.limit, most)
-            self._raise_to(self.limit, now)
-            self._before = before
+        is_waiting = self.top is None and self._is_starting and self.limit <= in_flight < most
+        if is_waiting and now - self._risen_at >= _SILENCE_S:
+            self.limit = min(int(_GROWTH * self.limit), most)
+            self._risen_at = now
+            self._begin_round(self.limit, now)
 
-    def _raise_to(self, target: int, now: float) -> None:
-        self._before = self.limit
+    # --- rising -------------------------------------------------------------------------------------------------------
+
+    def _begin_round(self, target: int, now: float) -> None:
         self._target = min(target, self._most)
-        self._settle(now)
+        self._least = 0.7 * self._target
+        self._needed = max(_ANSWERS[not self._is_starting], self._target // 4)
+        if not self._is_starting:
+            self.limit = min(self.limit, self._target)
+        self._round_at = now
+        self._answers = self._in_flight = 0
+        self._latency_s = 0.0
 
-    def _settle(self, now: float) -> None:
-        """Wait for answers to requests that left with this many in flight."""
-        self._stage = "settling"
-        self._stage_at = now
-        self._needed = max(self._target // 2, 1)
-        self._answers, self._latency_s = 0, 0.0
-
-    def _judge(self, now: float) -> None:
-        """Enough answers came to end this stage."""
-        if self._stage == "settling":
-            latency_s = self._latency_s / self._answers
-            if self._before < self.limit and latency_s < _SAME_LATENCY * self._base_s:
-                self._base_s = min(self._base_s, latency_s)
-                self._rate_before = self.limit / latency_s  # Little's law: nobody waits yet
-                self._raise_to(2 * self.limit, now)
+    def _end_round(self, now: float) -> None:
+        latency_s = max(self._latency_s / self._answers, 1e-6)
+        rate = self._in_flight / self._answers / latency_s
+        self._base_s = min(self._base_s, latency_s)
+        good, target = self._good, self._target
+        if target > good:
+            if rate >= self._rate * (1 + _GAIN * (target / good - 1)):
+                self._good, self._wait_s = target, _TRY_AGAIN_S[0]
+                self._begin_round(self._more_than(target), now)
             else:
-                self._stage, self._judged_at = "measuring", now
-                self._needed, self._answers = max(4 * _UNJUDGED, self.limit), 0
-            return
-        rate = self._answers / max(now - self._judged_at, 1e-6)
-        growth = self.limit / self._before
-        if growth <= 1:  # measured to compare with
-            self._rate_before = rate
-            if now - self._since < self._hold_s:
-                self._settle(now)
-            else:
-                self._raise_to(int(_TRY * self.limit), now)
-        elif rate >= self._rate_before * (1 + _GAIN * (growth - 1)):
-            self._hold_s = _HOLD_S[0]
-            self._rate_before = rate
-            self._raise_to(2 * self.limit, now)
+                self._is_starting = False
+                self._try_at = now + self._wait_s
+                self._wait_s = min(2 * self._wait_s, _TRY_AGAIN_S[1])
+                self._good = min(good, int(_KNEE * max(rate, self._rate) * self._base_s) + 1)
+                self._begin_round(self._good, now)
+        elif now < self._try_at:
+            self._begin_round(good, now)
         else:
-            self.limit = self._before
-            self._since = now
-            self._hold_s = min(2 * self._hold_s, _HOLD_S[1])
-            self._raise_to(self.limit, now)
+            self._begin_round(self._more_than(good), now)
+        self._rate = rate
+
+    def _more_than(self, number: int) -> int:
+        return math.ceil(number * (_GROWTH if self._is_starting else _TRY))
 
     # --- refused ------------------------------------------------------------------------------------------------------
 
-    def blame(self, in_flight: int, rate: float) -> Blame:
-        """Whether the refusal of the `in_flight`th begins an episode of this limit's making, at `rate` answers a
-        second.
+    def refused(self, in_flight: int) -> None:
+        """The `in_flight`th was refused: where the number is known to be limited, do not wait for proof."""
+        if self.top is not None and in_flight > self.top:
+            self.limit = max(1, min(self.limit, in_flight - 1))
 
-        A limit on the rate refuses at any number in flight; about rate x latency (Little's law) are expected. One on
-        the number refuses at the far end. The evidence is the sum of -log(tail) above its mean, as in a sequential
-        test (A. Wald, 1945).
-        """
-        expected = rate * self.latency_s
-        if in_flight >= _FEW and expected > 0:
-            deviation = math.sqrt(expected + (_UNSURE * expected) ** 2)
-            tail = 0.5 * math.erfc((in_flight - expected) / deviation / math.sqrt(2))
-            self._evidence += min(-math.log(max(tail, 1e-3)), _MOST_TELLING) - _NOTHING_TELLING
-            self._evidence = max(0.0, self._evidence)
-        if self.top is not None:
-            is_mine = in_flight > self.top or self._evidence > _SURE
-            return "yes" if is_mine else "no"
-        if in_flight >= _NEARLY * self.limit:
-            return "perhaps"
-        return "yes" if self._evidence > _SURE else "no"
-
-    def cut(self, in_flight: int, now: float) -> None:
-        """The `in_flight`th was refused."""
+    def cut(self, in_flight: int, cost: Cost, rate: float, now: float) -> None:
+        """The `in_flight`th was refused for being too many, at a `cost`, while `rate` were answered a second."""
         self.limit = self.top = max(1, min(in_flight - 1, self._most))
-        self._above = 0
-        self._evidence = self._bound_s = 0.0
-        self._since = now
-        self._hold_s = _REFUSED_HOLD_S[0]
+        hold_s = max(_REFUSALS * cost.refusals / max(rate, 1.0), _LOST * cost.lost_s)
+        self._hold_s = min(max(_HOLD_S[0], hold_s), _HOLD_S[1])
+        self._bound_s = 0.0
+        self._seen_at = now
 
-    def cost(self, refusals: int, unit_s: float, asked_s: float) -> None:
-        """What the episode has cost so far: refusals, of `unit_s` each, and the pause asked for."""
-        hold_s = max(_REFUSALS_EVERY * refusals * unit_s, _PAUSE_SHARE * asked_s)
-        self._hold_s = min(max(_REFUSED_HOLD_S[0], hold_s), _REFUSED_HOLD_S[1])
+    def free(self, now: float) -> None:
+        """It was not the number after all."""
+        self.top = None
+        self._good = self.limit
+        self._begin_round(self.limit, now)
 
-    def _probe(self, in_flight: int, now: float) -> None:
+    def _climb(self, now: float) -> None:
         """Under a supposed limit: stay, then try a little more, then ever more."""
         assert self.top is not None  # noqa: S101  (the caller has looked)
-        if in_flight > 1.1 * self.top + 2:
-            self._above += 1
-            if self._above >= _REFUTED:
-                self.top = None
-                self._raise_to(self.limit, now)
-                return
-        self._bound_s += min(now - self._since, _BOUND_FOR_S)  # a number that nobody reached was not tried
-        self._since = now
-        climbs = 2 * self._bound_s / self._hold_s - 2
+        self._bound_s += min(now - self._seen_at, _BOUND_FOR_S)  # a number that nobody reached was not tried
+        self._seen_at = now
+        climbs = 2 * (self._bound_s / self._hold_s - 1)
         if climbs > 0:
             self.limit = min(int(self.top + 1 + _CLIMB * self.top * climbs**3), self._most)

@@ -3,10 +3,15 @@
 Rules of this file: pure; no clock, `now` is passed in, in monotonic seconds; every request that is `sent` ends in
 exactly one of `answered`, `limited`, `failed`, with the `Sent` it left with.
 
-A 429 begins an *episode*: all admission pauses, and what was sent before the pause belongs to the same episode, however
-late its own 429 comes. After the pause requests trickle; when the first of them is answered, or not refused for longer
-than refusals take, the episode is over. How long a server asks to wait has no part in when an episode may begin or end:
-a Retry-After that moves on with each 429 would otherwise keep the pace from ever being learned.
+*To begin with* nothing is known: requests leave as fast as `crowd` lets them be in flight, which is ever more.
+
+*A 429* begins an episode: all admission pauses, then single requests probe, and when one of them is refused a longer
+pause follows. When one is answered, or not refused for longer than refusals take, the episode is over. What was sent
+before a pause and is refused during it belongs to the same episode, however late its 429 comes.
+
+*After it* `suspects` say which limit it was: of requests a second, of tokens a second (each a `ceiling`), or of
+requests in flight (`crowd`). That one is placed anew, from what has been accepted until then, and stays there for a
+while; the others climb. Or it was bad `luck`, and there is none.
 """
 
 from __future__ import annotations
@@ -16,33 +21,33 @@ import random
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from batchrouter.ceiling import Ceiling
+from batchrouter.ceiling import Ceiling, Cost, End
 from batchrouter.crowd import Crowd
 from batchrouter.hints import Hints
+from batchrouter.luck import Luck
+from batchrouter.suspects import Load, Suspects
 
 Bound = Literal["nothing", "requests", "tokens", "concurrency"]
 
 _TICK_S: Final = 0.02
-_PAUSE_S: Final = 0.05  # the shortest pause after a 429 that asks for none
-_LONGEST_PAUSE_S: Final = 5.0
-_PAUSE_GROWTH: Final = 0.5
+_PAUSES_S: Final = (0.05, 30.0)  # the shortest and longest pause after a 429 that asks for none
+_PAUSE_GROWTH: Final = 0.5  # of the time that nothing has been accepted
+_PAUSE_EPISODES: Final = 0.04  # of the longest episode
 _JITTER: Final = 0.1  # added to a pause that was asked for, of its length
-_TRICKLE: Final = 0.25  # of the pace, while it is open whether requests are accepted again
-_UNREFUSED: Final = 1.5  # times the time a refusal takes, and a request may be taken for accepted
-_RATE_SCATTER: Final = 0.04  # of the rates at which one and the same limit refuses
-_SCORE_TELLS: Final = 1.0
-_SCORE_MOST: Final = 4.0
+_UNREFUSED: Final = 1.5  # times the time that a refusal takes, and a request may be taken for accepted
+_PROBE_S: Final = 0.02  # the shortest time between two probes: the mechanism is no more exact
+_FEW, _FEW_SHARE = 3, 0.1  # refusals in an episode, and of the requests in flight: it may be bad luck
 _ROUNDED_MOST_S: Final = 2.0  # whole seconds below this are rounded up from almost nothing
 
 
 class Sent(NamedTuple):
-    """A request as it left: the `nth`, with `in_flight` on their way (itself included), after `tokens_before`."""
+    """A request as it left: the `nth`, with `in_flight` on their way (itself included)."""
 
     at: float
     nth: int
     in_flight: int
     tokens: int
-    tokens_before: float
+    load: Load = Load(0.0, 0.0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,41 @@ class Learned:
     requests_per_s: float | None = None
     tokens_per_s: float | None = None
     concurrency: int | None = None
+
+
+@dataclass(slots=True)
+class _Episode:
+    """Refusals of one cause: the first request refused, how many were, how many pauses were made, and at the last
+    pause how long was asked for, when it was, and how much had been sent.
+    """
+
+    first: Sent
+    hints: Hints | None
+    began_at: float
+    refusals: int = 0
+    pauses: int = 0
+    asked_s: float = 0.0
+    paused_at: float = 0.0
+    sent: int = 0
+    tokens_sent: float = 0.0
+    probed_at: float = math.inf
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether hardly any request was refused, for all that the server said."""
+        is_told = self.hints is not None and (self.hints.requests or self.hints.tokens)
+        few = _FEW + _FEW_SHARE * self.first.in_flight
+        return self.pauses <= 2 and self.refusals <= few and self.asked_s < _ROUNDED_MOST_S and not is_told
+
+    def end(self, accepted: float, now: float) -> End:
+        """How it ended, when a request was accepted again `now`."""
+        if self.asked_s >= _ROUNDED_MOST_S or not self.asked_s.is_integer():  # a server that knows its own end
+            return End(accepted, self.paused_at + self.asked_s)
+        if self.asked_s or self.pauses == 1:  # sometime in the pause: till it began, quota was used up
+            at = (self.first.at + self.paused_at) / 2
+            return End(accepted, at, (self.paused_at - at), rest_s=now - at, window_s=self.asked_s)
+        gap_s = now - self.paused_at  # between the last probe that was refused and the first that was not
+        return End(accepted, self.paused_at + gap_s / 2, gap_s / 2)
 
 
 class Pace:
@@ -77,35 +117,23 @@ class Pace:
         self._requests = Ceiling(requests_per_s, known.requests_per_s, now)
         self._tokens = Ceiling(tokens_per_s, known.tokens_per_s, now)
         self._crowd = Crowd(concurrency, max_concurrency, start, now)
+        self._suspects, self._luck = Suspects(), Luck()
         self._rng = rng
         self._sent = self._refused = self._flying = 0
         self._tokens_sent = self._tokens_refused = 0.0
         self._tick_at = now
-        self._tokens_score = 0.0
-        self._refused_at = (0.0, 0.0)
         self._refusal_s = 0.0  # how long a refusal takes to come
-        # The episode: its first refusal, and what it is blamed on.
-        self._first: Sent | None = None
-        self._blamed: Ceiling | None = None
-        self._is_crowd_blamed = False
-        self._before = (0, 0.0)
-        self._refusals = self._in_a_row = 0
-        self._asked_s = 0.0
-        self._began_at = self._end_at = now
-        # The last pause: when it began, after how many requests, and what is let through since.
+        self._episode: _Episode | None = None
         self._paused_at = -math.inf
-        self._paused_after = 0
-        self._trickle = 1.0
-        self._trickles_since = math.inf
-        self._most_per_s = math.inf  # no herd after a pause, where only the number in flight is bounded
 
     # --- what the mechanism enforces ----------------------------------------------------------------------------------
 
     @property
     def requests_per_s(self) -> float:
         """Requests a second; `math.inf` when nothing bounds them."""
-        rate = min(self._requests.rate, self._most_per_s)
-        return rate if self._trickle == 1.0 else min(rate, max(rate * self._trickle, 0.5 / self._refusal_s))
+        if self._episode is None:
+            return self._requests.rate
+        return min(self._requests.rate, 1 / max(_UNREFUSED * self._refusal_s, _PROBE_S))
 
     @property
     def tokens_per_s(self) -> float:
@@ -137,11 +165,10 @@ class Pace:
         """A request leaves, with about `tokens` tokens."""
         self._sent = nth = self._sent + 1
         self._flying = flying = self._flying + 1
-        before = self._tokens_sent
-        self._tokens_sent = before + tokens
-        if now >= self._tick_at:
-            self.tick(now)
-        return Sent(now, nth, flying, tokens, before)
+        self._tokens_sent += tokens
+        if now >= self._tick_at or self._episode is not None:
+            self._follow(now)
+        return Sent(now, nth, flying, tokens, self._suspects.sent(now, tokens, flying))
 
     def answered(self, now: float, sent: Sent, tokens: int, hints: Hints | None) -> None:
         """It was accepted, and took `tokens` tokens in all."""
@@ -150,8 +177,8 @@ class Pace:
         self._tokens_sent += tokens - sent.tokens
         if hints is not None:
             self._read(hints, now)
-        if self._trickle < 1.0 and sent.at >= self._paused_at:
-            self._resume(now, sent.at)
+        if self._episode is not None and sent.at >= self._episode.paused_at:
+            self._resume(self._episode, now)
         self._crowd.answered(sent.at, sent.in_flight, flying, now)
 
     def failed(self, now: float, sent: Sent) -> None:
@@ -164,159 +191,103 @@ class Pace:
         asked for, and jitter on top; not capped, as only the caller knows how long it may wait.
         """
         self._flying -= 1
+        self._refused += 1
+        self._tokens_refused += sent.tokens
         self._refusal_s = max(now - sent.at, 0.9 * self._refusal_s, 1e-3)
         asked_s = 0.0
         if hints is not None:
             self._read(hints, now)
             asked_s = hints.retry_after_s or 0.0
-        pause_s = asked_s + self._rng.uniform(0, min(_JITTER * asked_s, _PAUSE_S))
-        if sent.at < self._paused_at:
-            self._correct(sent)
-        else:
-            if self._trickle < 1.0:
-                self._in_a_row += 1
-            else:
-                self._begin(now, sent, hints)
-            self._paused_at, self._paused_after = now, self._sent
-            self._trickle = _TRICKLE * 0.5 ** min(self._in_a_row, 10)
-            self._trickles_since = math.inf
-            self._stretch(now, sent, asked_s)
-            pause_s = pause_s or self._own_pause_s(now)
-        self._refused += 1
-        self._tokens_refused += sent.tokens
-        self._refusals += 1
-        self._asked_s = max(self._asked_s, asked_s)
-        self._count_cost()
-        return pause_s
+        pause_s = asked_s + self._rng.uniform(0, min(_JITTER * asked_s, _PAUSES_S[0]))
+        is_late = sent.at < self._paused_at
+        episode = self._episode
+        if episode is None:
+            if is_late:
+                return pause_s
+            episode = self._episode = _Episode(sent, hints, now)
+            self._crowd.refused(sent.in_flight)
+        episode.refusals += 1
+        episode.asked_s = max(episode.asked_s, asked_s) if is_late else asked_s
+        if sent.nth < episode.first.nth:
+            episode.first = sent
+        if is_late:
+            return pause_s
+        episode.pauses += 1
+        episode.paused_at = self._paused_at = now
+        episode.sent, episode.tokens_sent = self._sent, self._tokens_sent
+        episode.probed_at = math.inf
+        return pause_s or self._own_pause_s(now - episode.began_at)
+
+    def _own_pause_s(self, lasts_s: float) -> float:
+        """A pause that nobody asked for: it grows with the time that nothing is accepted, so that no more than half of
+        that is missed of a window's end. Equal jitter (M. Brooker, "Exponential Backoff And Jitter", AWS 2015).
+        """
+        shortest_s, longest_s = _PAUSES_S
+        grown_s = max(_PAUSE_GROWTH * lasts_s, _PAUSE_EPISODES * self._requests.longest_s)
+        return self._rng.uniform(0.5, 1) * min(max(shortest_s, grown_s), longest_s)
 
     def tick(self, now: float) -> None:
-        """Time passes. `sent` calls it; the mechanism does, too, about once a second, while requests wait."""
+        """Time passes: to be called about twice a second, for nothing may end for long."""
+        self._follow(now)
+        if self._episode is None:
+            self._crowd.silent(self._flying, now)
+
+    def _follow(self, now: float) -> None:
         self._tick_at = now + _TICK_S
-        if self._trickle < 1.0:
-            if self._sent > self._paused_after:
-                self._trickles_since = min(self._trickles_since, now)
-            if now - self._trickles_since > _UNREFUSED * self._refusal_s:
-                self._resume(now, self._trickles_since)
+        episode = self._episode
+        if episode is not None:
+            if now - episode.probed_at > 0.99 * _UNREFUSED * self._refusal_s:
+                self._resume(episode, now)
+            elif self._sent > episode.sent:
+                episode.probed_at = min(episode.probed_at, now)
             return
         if self._sent <= 1:
             self._requests.start(now)
             self._tokens.start(now)
-        if now - self._end_at > 1.0:
-            self._most_per_s = math.inf
         self._requests.tick(now, self._sent, self._sent - self._refused, 1.0)
-        mean = self._tokens_sent / max(self._sent, 1)
-        self._tokens.tick(now, self._tokens_sent, self._tokens_sent - self._tokens_refused, mean)
-        self._crowd.silent(self._flying, now)
+        self._tokens.tick(now, self._tokens_sent, self._tokens_sent - self._tokens_refused, self._mean)
+        self._suspects.drain(
+            self._requests.lately(now, self._sent - self._refused),
+            self._tokens.lately(now, self._tokens_sent - self._tokens_refused),
+        )
 
-    # --- an episode of refusals ---------------------------------------------------------------------------------------
-
-    def _begin(self, now: float, sent: Sent, hints: Hints | None) -> None:
-        self._first = sent
-        self._began_at = now
-        self._before = (self._refused, self._tokens_refused)
-        self._refusals = self._in_a_row = 0
-        self._asked_s = 0.0
-        self._requests.begin(sent.at, sent.nth - 1 - self._refused)
-        self._tokens.begin(sent.at, sent.tokens_before - self._tokens_refused)
-        blame = self._crowd.blame(sent.in_flight, self._requests.lately())
-        self._is_crowd_blamed = blame != "no"
-        if blame != "no":
-            self._crowd.cut(sent.in_flight, now)
-        if blame == "yes":
-            self._blamed = None
-            self._requests.hurry()
-            self._tokens.hurry()
-            self._most_per_s = 2 * max(self._requests.lately(), 1.0)
-            return
-        self._weigh(sent)
-        is_tokens = self._is_about_tokens(sent, hints)
-        self._blamed, other = (self._tokens, self._requests) if is_tokens else (self._requests, self._tokens)
-        other.free()
-        self._blamed.cut(now, is_shared=blame == "perhaps")
-
-    def _correct(self, sent: Sent) -> None:
-        """A late refusal, of the same episode; perhaps it left before the one that was taken for the first."""
-        first = self._first
-        if first is None or sent.nth > first.nth:
-            return
-        self._first = sent
-        self._requests.correct(sent.at, sent.nth - 1 - self._before[0])
-        self._tokens.correct(sent.at, sent.tokens_before - self._before[1])
-
-    def _stretch(self, now: float, sent: Sent, asked_s: float) -> None:
-        """Up to here nothing is accepted: to when this request left, or to when the server says, if it is exact."""
-        is_rounded = asked_s < _ROUNDED_MOST_S and asked_s.is_integer()
-        until = sent.at if is_rounded else sent.at + asked_s
-        rested_s = asked_s if is_rounded else 0.0
-        for ceiling in (self._requests, self._tokens):
-            ceiling.stretch(until, now, is_blamed=ceiling is self._blamed)
-        self._end_at = now + asked_s if rested_s else until
-        self._mark_end(sent.nth - 1 - self._refused, sent.tokens_before - self._tokens_refused, rested_s)
-
-    def _mark_end(self, requests: float, tokens: float, rested_s: float) -> None:
-        self._ended = (requests, tokens, rested_s)
-        self._requests.ended(self._end_at, requests, rested_s=rested_s)
-        self._tokens.ended(self._end_at, tokens, rested_s=rested_s)
-
-    def _resume(self, now: float, accepted_at: float) -> None:
-        """What was sent after the pause, at `accepted_at`, is accepted: the episode is over."""
-        self._trickle = 1.0
-        gap_s = accepted_at - self._end_at
-        requests, tokens, rested_s = self._ended
-        if gap_s > 0.2 and not rested_s:  # somewhere in between there was quota again
-            self._end_at += gap_s / 2
-            for ceiling in (self._requests, self._tokens):
-                ceiling.stretch(self._end_at, now, is_blamed=ceiling is self._blamed)
-            self._mark_end(requests, tokens, rested_s)
-            self._count_cost()
-        if self._blamed is not None:
-            self._blamed.resume(now)
-
-    def _count_cost(self) -> None:
-        if self._blamed is not None:
-            self._blamed.cost(self._refusals, self._request_s(), self._asked_s)
-        if self._is_crowd_blamed:
-            self._crowd.cost(self._refusals, 1 / max(self._requests.lately(), 1.0), self._asked_s)
-
-    def _request_s(self) -> float:
-        """Seconds a request, at the pace of what is blamed."""
-        if self._blamed is None:
-            return 0.0
-        return (self._tokens_sent / self._sent if self._blamed is self._tokens else 1.0) / self._blamed.rate
-
-    def _own_pause_s(self, now: float) -> float:
-        """A pause that nobody asked for: it grows with the time that nothing is accepted, so that no more than half of
-        that is missed of a window's end. Equal jitter (M. Brooker, "Exponential Backoff And Jitter", AWS 2015).
-        """
-        most_s = max(_PAUSE_S, self._request_s(), _PAUSE_GROWTH * (now - self._began_at))
-        return self._rng.uniform(0.5, 1) * min(most_s, _LONGEST_PAUSE_S)
-
-    # --- which limit --------------------------------------------------------------------------------------------------
-
-    def _weigh(self, sent: Sent) -> None:
-        """Whether requests or tokens are bounded: the log of how much likelier this refusal is by a limit of tokens.
-        That refuses a large request rather than a small one, and always at about the same rate of tokens, whatever that
-        of requests is; a limit of requests the reverse.
-        """
-        weight = 0.0
-        mean = self._tokens_sent / self._sent
-        if sent.tokens > 0 and mean > 0:
-            weight += max(-1.0, min(1.0, math.log(sent.tokens / mean)))
-        rates = (self._requests.lately(), self._tokens.lately())
-        if min(rates) > 0:
-            if min(self._refused_at) > 0:
-                requests, tokens = (math.log(new / old) for new, old in zip(rates, self._refused_at, strict=True))
-                weight += max(-1.5, min(1.5, (requests**2 - tokens**2) / _RATE_SCATTER**2))
-            self._refused_at = rates
-        self._tokens_score = max(-_SCORE_MOST, min(_SCORE_MOST, self._tokens_score + weight))
-
-    def _is_about_tokens(self, sent: Sent, hints: Hints | None) -> bool:
-        if hints is not None and hints.tokens is not None and hints.tokens.remaining is not None:
-            is_spent = hints.requests is not None and hints.requests.remaining == 0
-            return hints.tokens.remaining <= 2 * sent.tokens and not is_spent
-        return self._tokens_score > (_SCORE_TELLS if self._blamed is not self._tokens else -_SCORE_TELLS)
+    @property
+    def _mean(self) -> float:
+        """Tokens of a request."""
+        return self._tokens_sent / max(self._sent, 1)
 
     def _read(self, hints: Hints, now: float) -> None:
         for meter, ceiling in ((hints.requests, self._requests), (hints.tokens, self._tokens)):
             if meter is not None and meter.limit:
                 ceiling.tell(meter.limit, meter.window_s, now)
+
+    # --- the end of an episode ----------------------------------------------------------------------------------------
+
+    def _resume(self, episode: _Episode, now: float) -> None:
+        """What was sent after the last pause is accepted: the episode is over. Find out whose it was."""
+        self._episode = None
+        accepted = self._sent - self._refused
+        rate = self._suspects.judge(episode.first.load, episode.first.tokens, episode.hints)
+        number = self._suspects.judge_number(episode.first.in_flight, self._crowd.top)
+        self._suspects.restart()
+        blamed = self._requests if rate == "requests" else self._tokens
+        self._luck.judge(accepted, self._refused, is_isolated=episode.is_isolated, is_early=blamed.is_early(now))
+        cost = Cost(episode.refusals, now - episode.began_at)
+        for ceiling, sent, refused, unit in (
+            (self._requests, episode.sent, self._refused, 1.0),
+            (self._tokens, episode.tokens_sent, self._tokens_refused, self._mean),
+        ):
+            end = episode.end(sent - refused, now)
+            if self._luck.is_bad:
+                ceiling.free()
+            elif ceiling is not blamed or number == "yes":
+                ceiling.hurry()
+            else:
+                ceiling.settle(episode.first.at, end, unit, cost, now)
+                if number == "perhaps":
+                    ceiling.doubt()
+            ceiling.ended(episode.first.at, end)
+        if number == "refuted" or (self._luck.is_bad and self._crowd.top is not None):
+            self._crowd.free(now)
+        elif number != "no" and not self._luck.is_bad:
+            self._crowd.cut(episode.first.in_flight, cost, self._requests.lately(now, accepted), now)

@@ -185,6 +185,12 @@ class Throttle:
             self._slots.taken -= 1
             self._slots.wake_one()
 
+    def tick(self) -> None:
+        """Time passes: to be called about twice a second, for the pace may rise while nothing ends."""
+        self.pace.tick(self._loop.time())
+        if self.in_flight < self.pace.concurrency:
+            self._slot_free.set()
+
     def _is_open(self) -> bool:
         """Whether nothing at all holds the next request up: the common case, decided without waiting."""
         pace = self.pace

@@ -163,7 +163,7 @@ class Steady:
     def sent(self, now: float, tokens: int) -> Sent:
         self.nth += 1
         self.flying += 1
-        return Sent(now, self.nth, self.flying, tokens, 0.0)
+        return Sent(now, self.nth, self.flying, tokens)
 
     def answered(self, now: float, sent: Sent, tokens: int, hints: Hints | None) -> None:
         del now, sent, tokens, hints
