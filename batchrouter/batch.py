@@ -180,8 +180,17 @@ class _Books:
 
 
 def _plan(sources: Sequence[Source], settings: Settings, ledger: Ledger, check: Callable[[], None]) -> Plan:
+    def approve(plan: Plan, models: Collection[str]) -> None:
+        routes = routes_of(settings)
+        routes.check(models)
+        if settings.max_cost is not None:
+            _check_prices({model for name in models for model in routes.may_meet(name)}, settings)
+        if settings.strict and (plan.invalid or plan.duplicates):
+            shown = [refusal.message for refusal, _ in zip(plan.rows.refusals(), range(20), strict=False)]
+            raise UsageError("--strict, and there are invalid rows; nothing was sent\n" + "\n".join(shown))
+
     with disk_faults(ledger.directory):
-        plan = planning.make(
+        return planning.make(
             sources,
             Shaping(settings.model, settings.override_model, settings.set, settings.stream),
             ledger,
@@ -190,16 +199,8 @@ def _plan(sources: Sequence[Source], settings: Settings, ledger: Ledger, check: 
             retry=settings.retry,
             dedupe=settings.dedupe,
             check=check,
+            approve=approve,
         )
-        names = plan.index.models(plan.rows.below)
-    routes = routes_of(settings)
-    routes.check(names)
-    if settings.max_cost is not None:
-        _check_prices({model for name in names for model in routes.may_meet(name)}, settings)
-    if settings.strict and (plan.invalid or plan.duplicates):
-        shown = [refusal.message for refusal, _ in zip(plan.rows.refusals(), range(20), strict=False)]
-        raise UsageError("--strict, and there are invalid rows; nothing was sent\n" + "\n".join(shown))
-    return plan
 
 
 def _check_prices(models: Collection[str], settings: Settings) -> None:

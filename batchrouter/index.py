@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -47,6 +47,7 @@ CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL);
 _DROP_CHANGED: Final = (
     "DELETE FROM logged WHERE EXISTS (SELECT 1 FROM row r WHERE r.n = logged.n AND r.digest <> logged.digest)"
 )
+_HAS_LINE: Final = "state = ? AND at IN (SELECT value FROM json_each(?))"
 _OF_LOGGED: Final = "WHERE n IN (SELECT n FROM logged)"
 _UNIQUE_PENDING: Final = (
     "SELECT digest FROM row WHERE n < ?1 AND state = 0 AND kind = 0"
@@ -300,6 +301,19 @@ class Index:
             found = self._connection.execute(query, (below,)).fetchall()
         return {names[number]: count for number, count in found if count}
 
+    def models_at(self, log: str, starts: Collection[int]) -> set[str]:
+        """The models of the rows whose lines in a log start there."""
+        names = self.meta()["models"]
+        query = f"SELECT DISTINCT model FROM row WHERE {_HAS_LINE} AND kind = 0"  # noqa: S608  (as above)
+        return (
+            {names[number] for (number,) in self._connection.execute(query, _lines(log, starts))} if starts else set()
+        )
+
+    def lines_below(self, below: int, log: str, starts: Collection[int]) -> set[int]:
+        """Those of the starts of lines in a log that are of the first `below` rows."""
+        query = f"SELECT at FROM row WHERE {_HAS_LINE} AND n < ?"  # noqa: S608  (as above)
+        return {at for (at,) in self._connection.execute(query, (*_lines(log, starts), below))} if starts else set()
+
     def bodies_twice(self, below: int) -> int:
         """How many pending requests have the body of an answered row, or of an earlier pending one."""
         pending = self._one("SELECT count(*) FROM row WHERE n < ? AND state = 0 AND kind = 0", below)
@@ -433,6 +447,12 @@ class Index:
     def close(self) -> None:
         """Let go of the file."""
         self._connection.close()
+
+
+def _lines(log: str, starts: Collection[int]) -> tuple[int, str]:
+    """The values that _HAS_LINE wants."""
+    [state] = [state for state, name in LOG_OF.items() if name == log]
+    return state, orjson.dumps(list(starts)).decode()
 
 
 def _row_at(place: str, firsts: Mapping[str, int]) -> int | None:

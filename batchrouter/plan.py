@@ -84,6 +84,10 @@ def _nothing() -> None:
     """A check that lets everything pass."""
 
 
+def _anything(_plan: Plan, _models: Collection[str]) -> None:
+    """Approve of any plan."""
+
+
 def make(
     sources: Sequence[Source],
     shaping: Shaping,
@@ -94,27 +98,41 @@ def make(
     retry: Collection[str] = (),
     dedupe: bool = False,
     check: Callable[[], None] = _nothing,
+    approve: Callable[[Plan, Collection[str]], None] = _anything,
 ) -> Plan:
     """Read or reuse the index, lay the log over it, take out what is to be asked again, and count.
 
-    `check` is called now and then; what it raises ends the planning. Raises UsageError where rows were asked before
-    with another body (and `changed` is `refuse`), and DiskError.
+    `check` is called now and then; what it raises ends the planning. `approve` is given the plan before anything is
+    taken out, and the models that are to be asked afterwards: where it raises, the log is as it was. Raises UsageError
+    where rows were asked before with another body (and `changed` is `refuse`), and DiskError.
     """
     index, known = lay(sources, shaping, ledger, check)
     total = index.meta()["rows"]
     below = total if limit is None else min(limit, total)
-    leaving = {name: set(starts) for name, starts in ledger.starts_of(retry)} if retry else {}
-    _add_outdated(leaving, index, sources, changed, below)
-    if sum(ledger.take_out(name, sorted(starts)) for name, starts in leaving.items() if starts):
-        known = _load_anew(index, ledger)
-    removed = known + sum(1 for _ in index.strangers())
-    kept = any(True for _ in index.changed())  # their rows are to be looked at again at every start
-    index.settle({"marks": ledger.marks(), "totals": ledger.totals.dump(), "removed": removed, "kept": kept})
+    again = {name: set(starts) for name, starts in ledger.starts_of(retry)} if retry else {}
+    outdated = _outdated(again, index, sources, changed, below)
+    removed = _settle(index, ledger, known)
     ledger.follow_with(index)
     if dedupe:
         index.index_bodies()
     rows = Rows(index, sources, shaping, below=below, dedupe=dedupe)
-    return _counted(index, rows, removed)
+    plan = _counted(index, rows, removed)
+    if limit is not None:
+        again = {name: index.lines_below(below, name, starts) for name, starts in again.items()}
+    leaving = {name: again.get(name, set()) | outdated.get(name, set()) for name in LOG_OF.values()}
+    models = set(index.models(below))
+    approve(plan, models.union(*(index.models_at(name, starts) for name, starts in leaving.items())))
+    if sum(ledger.take_out(name, sorted(starts)) for name, starts in leaving.items() if starts):
+        plan = _counted(index, rows, _settle(index, ledger, _load_anew(index, ledger)))
+    return plan
+
+
+def _settle(index: Index, ledger: Log, known: int) -> int:
+    """Book what was loaded; gives how many rows are removed, `known` of them before."""
+    removed = known + sum(1 for _ in index.strangers())
+    kept = any(True for _ in index.changed())  # their rows are to be looked at again at every start
+    index.settle({"marks": ledger.marks(), "totals": ledger.totals.dump(), "removed": removed, "kept": kept})
+    return removed
 
 
 def lay(
@@ -136,21 +154,22 @@ def _load_anew(index: Index, ledger: Log) -> int:
     return 0
 
 
-def _add_outdated(
-    leaving: dict[str, set[int]], index: Index, sources: Sequence[Source], changed: Changed, below: int
-) -> None:
-    """Add to `leaving` (log name -> starts of lines to be taken out) those that speak of rows as they no longer are.
+def _outdated(
+    again: Mapping[str, Collection[int]], index: Index, sources: Sequence[Source], changed: Changed, below: int
+) -> dict[str, set[int]]:
+    """Log name -> starts of lines that speak of rows as they no longer are, to be taken out beside those in `again`.
 
     A row that was refused and has been mended since cost nothing: it is simply asked. One that was asked with another
     body, and is not to be asked again anyway, is the user's to decide; raises UsageError for `refuse`.
     """
+    outdated: dict[str, set[int]] = {}
     places: list[str] = []
     count = 0
     for row, logged in index.changed():
-        lines = leaving.setdefault(LOG_OF[logged.state], set())
+        name = LOG_OF[logged.state]
         if logged.refused or (changed == "rerun" and row.n < below):
-            lines.add(logged.at)
-        elif row.n >= below or logged.at in lines:
+            outdated.setdefault(name, set()).add(logged.at)
+        elif row.n >= below or logged.at in again.get(name, ()):
             continue
         elif changed == "refuse":
             count += 1
@@ -158,7 +177,7 @@ def _add_outdated(
                 places.append(f"{sources[row.file].label}:{row.line}")
     for logged in index.strangers():
         if logged.refused:
-            leaving.setdefault(LOG_OF[logged.state], set()).add(logged.at)
+            outdated.setdefault(LOG_OF[logged.state], set()).add(logged.at)
     if places:
         shown = ", ".join(places) + (" …" if count > len(places) else "")
         raise UsageError(
@@ -166,6 +185,7 @@ def _add_outdated(
             "ask them again with --changed rerun, keep the old answers with --changed keep, or use another run"
             " directory"
         )
+    return outdated
 
 
 def _counted(index: Index, rows: Rows, removed: int) -> Plan:

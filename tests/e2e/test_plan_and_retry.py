@@ -146,6 +146,18 @@ def test_a_failed_row_that_was_mended_may_be_asked_again(shell: Warm, tmp_path: 
         check_questions(found, mended, served)
 
 
+@pytest.mark.parametrize("refused", [("--strict",), ("--max-cost", "1")], ids=lambda options: options[0])
+def test_a_start_that_is_refused_moves_no_row(shell: Warm, tmp_path: Path, refused: tuple[str, ...]) -> None:
+    """Exit 2 means that nothing was done: failed rows are where they were, for all that --retry was there too."""
+    rows = [named("bad", "[[fault:status_400*1]] x"), request_row(1), {"custom_id": "invalid", "body": {}}]
+    with serving(Behaviour(journal=True)) as served:
+        desk = Desk(shell, tmp_path, served)
+        desk.write(rows)
+        _, before = desk.start(code=1)
+        assert desk.start("--retry", "all", *refused, code=2) == ([], before)
+        assert desk.start("--retry", "all", code=1)[0] == desk.questions(rows, "bad")
+
+
 EDITS = {"edited": "another question", "kept": "kept"}
 
 

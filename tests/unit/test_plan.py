@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,6 +281,48 @@ def test_a_file_that_changes_under_the_run_is_noticed(place: Place) -> None:
         assert next(asked).custom_id == "row-0"
         with pytest.raises(UsageError, match=r"in\.jsonl:2 changed"):
             next(asked)
+
+
+# --- asked again --------------------------------------------------------------------------------------------------
+
+
+def failing(*numbers: int) -> Callable[[Request], str]:
+    return lambda request: "failed" if request.custom_id in ids(*numbers) else "answered"
+
+
+@pytest.mark.parametrize("checkpoint", [True, False], ids=["checkpointed", "killed"])
+def test_failed_rows_beyond_a_limit_are_left_alone(place: Place, checkpoint: bool) -> None:  # noqa: FBT001  (a case's column)
+    """`--retry` with `--limit`: they are not asked, so they stay failed, and nothing of theirs moves."""
+    place.write(some(8))
+    place.start(end=failing(1, 2, 6), checkpoint=checkpoint)
+    assert place.start(retry=["all"], limit=4, checkpoint=checkpoint) == ids(1, 2)
+    assert [found["custom_id"] for found in place.log("superseded.jsonl")] == ids(1, 2)
+    assert [found["custom_id"] for found in place.log("errors.jsonl")] == ids(6)
+    assert place.start(retry=["all"]) == ids(6)
+
+
+@pytest.mark.parametrize("checkpoint", [True, False], ids=["checkpointed", "killed"])
+def test_a_plan_that_is_refused_has_taken_nothing_out(place: Place, checkpoint: bool) -> None:  # noqa: FBT001  (as above)
+    """Whoever has to approve of it sees what would be asked, those rows too; what was failed and answered still is."""
+    place.write([*some(4), json.dumps({"custom_id": "n", "body": {"model": "other", "messages": [{}]}})])
+    place.start(
+        end=lambda request: "failed" if request.custom_id in {"n", "row-1"} else "answered", checkpoint=checkpoint
+    )
+    edited = [row("row-0", "another question"), *some(4)[1:]]
+    place.write([*edited, json.dumps({"custom_id": "n", "body": {"model": "other", "messages": [{}]}})])
+    before = {path.name: path.read_bytes() for path in place.directory.glob("*.jsonl")}
+    seen = []
+
+    def refuse(plan: Plan, models: Collection[str]) -> None:
+        seen.append((plan.total, plan.pending, sorted(models)))
+        raise UsageError("no")
+
+    for limit, models in ((None, ["m", "other"]), (4, ["m"]), (1, ["m"])):
+        with pytest.raises(UsageError, match="no"):
+            place.start(retry=["all"], changed="rerun", limit=limit, approve=refuse)
+        assert seen.pop() == (limit or 5, 0, models)
+        assert {path.name: path.read_bytes() for path in place.directory.glob("*.jsonl")} == before
+    assert place.start(retry=["all"], changed="rerun") == ["row-0", "row-1", "n"]
 
 
 # --- rows that cannot be asked -----------------------------------------------------------------------------------
