@@ -165,7 +165,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     files beside it, which any reader of a database in WAL mode needs, taken away again at the end.
     """
     mode = "rw" if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) else "ro"
-    connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode={mode}", uri=True, isolation_level=None)
+    connection = sqlite3.connect(
+        f"file:{quote(os.fsencode(path.resolve()))}?mode={mode}", uri=True, isolation_level=None
+    )
     connection.executescript("PRAGMA cache_size=-8192; PRAGMA temp_store=FILE; BEGIN;")
     return connection
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import orjson
 
+from batchrouter import jsontext
 from batchrouter.dataset.answers import Answer, open_answers
 from batchrouter.dataset.columns import ERROR, Filling
 from batchrouter.dataset.export import Exported, Filled, check_output, write_table
@@ -132,7 +133,7 @@ def _prepare(table: Table, questions: Mapping[str, Question], id_column: str | N
             if not _is_kept(directory, wanted):
                 _write(prepare(table.path, questions, id_column=id_column), directory / REQUESTS)
                 kept = {"wanted": wanted, "requests": Source(REQUESTS, directory / REQUESTS).fingerprint()}
-                replace_file(directory / _KEPT, orjson.dumps(kept, option=orjson.OPT_APPEND_NEWLINE))
+                replace_file(directory / _KEPT, jsontext.dumps(kept) + b"\n")
         except OSError as error:
             raise DiskError(f"{error.filename or directory}: {error.strerror}; nothing was sent") from None
         return ledger.notes
@@ -173,7 +174,7 @@ def _fingerprint(table: Table, questions: Mapping[str, Question], id_column: str
         "questions": repr(questions),
         "id": id_column,
     }
-    return hashlib.blake2b(orjson.dumps(made_of), digest_size=16).hexdigest()
+    return hashlib.blake2b(jsontext.dumps(made_of), digest_size=16).hexdigest()
 
 
 def _export(

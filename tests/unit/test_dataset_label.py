@@ -158,3 +158,18 @@ def test_a_table_that_cannot_be_asked_sends_nothing(tmp_path: Path) -> None:
                 run=run,
             )
     assert run.settings == []
+
+
+def test_text_that_no_encoding_has_is_no_obstacle(tmp_path: Path) -> None:
+    """Half a surrogate pair in ids, columns and cells, and a file and a folder whose names are no UTF-8."""
+    run = Runs(echo)
+    table = tmp_path / os.fsdecode(b"t\xff.jsonl")
+    table.write_text('{"a\\ud83d": "one \\udc00", "b": 1}\n{"a\\ud83d": "two", "b": 2}\n')
+    directory = tmp_path / os.fsdecode(b"t\xff.run")
+    question = Question(prompt="{{ row['a\ud83d'] }}{{ b }}")
+    for _ in range(2):
+        label(
+            table, tmp_path / "o.jsonl", question, directory=directory, settings=SETTINGS, run=run, id_column="a\ud83d"
+        )
+    found = [json.loads(line) for line in (tmp_path / "o.jsonl").read_bytes().splitlines()]
+    assert [row["a\ud83d"] for row in found] == ["one \udc00", "two"]
