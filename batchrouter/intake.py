@@ -41,6 +41,9 @@ _USUAL: Final = re.compile(
 )
 _ENVELOPE_KEYS: Final = frozenset({"custom_id", "method", "url", "body"})
 _LINE_END: Final = b" \t\r"
+_TABLES: Final = frozenset({".csv", ".tsv", ".tab", ".parquet", ".pq"})
+_COMPRESSED: Final = frozenset({".gz", ".zst"})
+_LEAD_BYTES: Final = 4096
 _BLANKS: Final = b" \t\r\n"
 _BRACE: Final = ord("}")
 _BLANK_DIGEST: Final = hashlib.blake2b(digest_size=12)  # a copy of it costs half of what making one does
@@ -364,9 +367,25 @@ def find_sources(inputs: tuple[str, ...], stdin_copy: Path) -> tuple[Source, ...
             raise UsageError(f"{path} is a folder; name its files, as in {path}/*.jsonl")
         if path.is_fifo():
             raise UsageError(f"{path} is a pipe, and can be read only once; give it on standard input, as -")
+        _refuse_table(path)
     if len({path.resolve() for path in paths}) != len(paths):
         raise UsageError("the same input is named twice")
     return tuple(Source(label, path) for label, path in zip(_labels(paths, stdin_copy), paths, strict=True))
+
+
+def _refuse_table(path: Path) -> None:
+    """Raise UsageError where name and content say that there are no requests in a file, but the rows of a table."""
+    name = path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
+    if name.suffix.lower() not in _TABLES:
+        return
+    with Source(path.name, path).reading() as file:
+        if file.read(_LEAD_BYTES).removeprefix(_BOM).lstrip().startswith(b"{"):
+            return
+    raise UsageError(
+        f"{path} looks like a table; `run` takes request rows (JSONL). To ask something of every row:"
+        f" batchrouter label {path} --prompt TEXT -o FILE; to make request rows first:"
+        f" batchrouter prepare {path} --prompt TEXT -o requests.jsonl"
+    )
 
 
 def _absolute_glob(text: str) -> list[Path]:

@@ -534,3 +534,18 @@ def test_inputs_that_cannot_be_meant_are_refused(inputs: tuple[str, ...], reason
     """Nothing there, a folder, or the same file twice: exit 2 with the reason."""
     with pytest.raises(UsageError, match=reason):
         labels(*inputs)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "T.CSV", "t.csv.gz", "t.tsv", "t.parquet"])
+def test_a_table_is_no_input(tmp_path: Path, name: str) -> None:
+    """Said before any of its lines is called an invalid row, with the commands that take it."""
+    content = b"id,text\na,fine\n"
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(UsageError, match=f"{name} looks like a table.*batchrouter label .*batchrouter prepare "):
+        find_sources((str(tmp_path / name),), Path("s"))
+
+
+def test_request_rows_are_an_input_whatever_their_file_is_called(tmp_path: Path) -> None:
+    """What is in it decides."""
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf\n " + HELLO.encode())
+    assert len(find_sources((str(tmp_path / "t.csv"),), Path("s"))) == 1
