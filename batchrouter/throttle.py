@@ -11,7 +11,6 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from aiolimiter import AsyncLimiter
@@ -76,32 +75,17 @@ class Slots:
 
 
 class _Meter:
-    """A rate, in seconds of the limit's own time: each pays what the one before it cost, so that a request leaves as
-    soon as those before it are paid for, however much it costs itself. A rate that changes is followed at once.
+    """A rate, in seconds of the limit's own time: a request leaves as soon as those before it are paid for, however
+    much it costs itself. What a timer came late, up to the bucket's depth, is made good.
     """
 
     def __init__(self) -> None:
         self._bucket = AsyncLimiter(_BUCKET_S, _BUCKET_S)
-        self._owed_s = 0.0
 
-    async def pay(self, next_s: float) -> None:
-        """Wait until what came before is paid for; from now on `next_s` is owed (0: there is no limit)."""
-        if self._owed_s > _BUCKET_S:  # at one go: of many slices each would come a little late
-            loop = asyncio.get_running_loop()
-            began = loop.time()
-            try:
-                await asyncio.sleep(self._owed_s)
-            finally:  # what a timer came late is made good with the next one
-                self._owed_s = max(-_BUCKET_S, self._owed_s - (loop.time() - began))
-        if self._owed_s > 0:
-            await self._bucket.acquire(self._owed_s)
-            self._owed_s = 0.0
-        self._owed_s += next_s
-
-    @property
-    def owes(self) -> bool:
-        """Whether there is anything to wait for."""
-        return self._owed_s > 0
+    async def pay(self, seconds: float) -> None:
+        """Wait for a turn that costs so much (0: there is no limit)."""
+        self._bucket.max_rate = _BUCKET_S + seconds
+        await self._bucket.acquire(seconds)
 
 
 class Throttle:
@@ -256,16 +240,11 @@ class Throttle:
         return max(self._shut_for_s(now), 0.0) + max(ahead * self._each_s, by_crowd_s)
 
     async def _paid(self, tokens: int) -> None:
-        """Until both buckets have room: each drains while the other is waited for."""
+        """Until both buckets have room; each drains while the other is waited for."""
         pace, tokens = self.pace, self._likely(tokens)
         self._each_s = max(tokens / pace.tokens_per_s, 1 / pace.requests_per_s)
-        by_tokens = partial(self._pay, "tokens", self._tokens, tokens / pace.tokens_per_s)
-        by_requests = partial(self._pay, "requests", self._requests, 1 / pace.requests_per_s)
-        if self._tokens.owes and self._requests.owes:
-            await asyncio.gather(by_tokens(), by_requests())
-        else:
-            await by_tokens()
-            await by_requests()
+        await self._pay("tokens", self._tokens, tokens / pace.tokens_per_s)
+        await self._pay("requests", self._requests, 1 / pace.requests_per_s)
 
     async def _pay(self, reason: str, meter: _Meter, seconds: float) -> None:
         began = self._loop.time()

@@ -322,17 +322,20 @@ def test_a_known_request_rate_is_used_up_and_kept(per_minute: int) -> None:
     assert max(door.count(second, second + 1) for second in range(60)) <= share * 1.01 + 1
 
 
-@pytest.mark.parametrize("per_minute", [12, 60, 600])
-def test_a_loop_that_wakes_late_loses_no_rate(per_minute: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real timers come half a millisecond late: that may cost a request once, not for each slice of its wait."""
-    monkeypatch.setattr(virtual, "TICK_S", 0.0005)
+@pytest.mark.parametrize("late_s", [0.0005, 0.002])
+@pytest.mark.parametrize("per_minute", [12, 600, 5700, 18000])
+def test_a_loop_that_wakes_late_loses_no_rate_and_gains_none(
+    per_minute: int, late_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a timer came late is made good, once: 98 to 100 % is admitted on a loop that is busy, too."""
+    monkeypatch.setattr(virtual, "TICK_S", late_s)
 
     async def scene() -> Door:
         door = Door(Steady(concurrency=10_000, requests_per_s=per_minute / 60))
-        await crowd_for(door, 300)
+        await crowd_for(door, 60)
         return door
 
-    assert played(scene).count(0, 300) >= 0.98 * 5 * per_minute
+    assert 0.98 * per_minute <= played(scene).count(0, 60) <= per_minute + 1 + 0.01 * per_minute / 60
 
 
 @pytest.mark.parametrize("waiters", [1, 50])
