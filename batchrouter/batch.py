@@ -258,7 +258,6 @@ async def _ask(
 
     check = await asyncio.to_thread(AnswerCheck) if settings.check_json else None
     routes = routes_of(settings)
-    names = plan.index.models(plan.rows.below)
     learned = plan.index.meta().get("learned", {})
     async with Endpoints(settings, routes, keys, learned, note=note, rng=rng) as endpoints:
         lanes = endpoints.lanes
@@ -282,7 +281,7 @@ async def _ask(
             credit_patience_s=settings.wait_for_credits or 0.0,
         )
         control.attach(runner)
-        for text in await _warnings(endpoints, names, control):
+        for text in await _warnings(endpoints, plan.models, control):
             note("notice", text=text)
         for text in ledger.notes:
             note("notice", text=text)

@@ -289,11 +289,13 @@ class Index:
         query = "SELECT at FROM row WHERE digest = ? AND state = 1 AND kind = 0 ORDER BY at"
         return (at for (at,) in self._connection.execute(query, (digest,)))
 
-    def models(self, below: int) -> dict[str, int]:
-        """Model -> pending requests, among the first `below` rows, the most frequent first."""
+    def models(self, below: int, counts: Mapping[tuple[int, int], int] | None = None) -> dict[str, int]:
+        """Model -> pending requests, among the first `below` rows, the most frequent first; `counts` are of them, too,
+        where they are known.
+        """
         names = self.meta()["models"]
         if len(names) == 1:  # the common case, in no time
-            found = [(0, self.counts(below).get((REQUEST, PENDING), 0))]
+            found = [(0, (counts or self.counts(below)).get((REQUEST, PENDING), 0))]
         else:
             query = (
                 "SELECT model, count(*) FROM row WHERE n < ? AND state = 0 AND kind = 0 GROUP BY model ORDER BY 2 DESC"
@@ -322,16 +324,19 @@ class Index:
     def counts(self, below: int) -> dict[tuple[int, int], int]:
         """(kind, state) -> rows, among the first `below`."""
         meta = self.meta()
-        rows = min(below, self._one("SELECT coalesce(max(n) + 1, 0) FROM row"))
         found: dict[tuple[int, int], int] = {}
-        if meta["plan_sums"][1] or meta["sums"] != [0]:  # else every row is pending, and can be asked
-            query = (
-                "SELECT kind, state, count(*) FROM row WHERE n < ? AND (kind <> 0 OR state <> 0) GROUP BY kind, state"
-            )
+        if meta["plan_sums"][1]:
+            query = "SELECT kind, state, count(*) FROM row WHERE n < ? AND kind <> 0 GROUP BY kind, state"
             found = {(kind, state): count for kind, state, count in self._connection.execute(query, (below,))}
-        # What is to be grouped is sorted: pending requests, most rows at most starts, are better counted by the others.
-        plain = rows - sum(found.values())
-        return found | {(REQUEST, PENDING): plain} if plain else found
+        answered = failed = 0
+        if meta["sums"] != [0]:  # else every row is pending
+            # What is grouped is sorted, too: for the many this is quicker.
+            query = "SELECT total(state = 1), total(state = 2) FROM row WHERE n < ? AND kind = 0"
+            answered, failed = map(int, self._connection.execute(query, (below,)).fetchone())
+        rows = min(below, self._one("SELECT coalesce(max(n) + 1, 0) FROM row"))
+        pending = rows - sum(found.values()) - answered - failed
+        of_requests = {(REQUEST, PENDING): pending, (REQUEST, ANSWERED): answered, (REQUEST, FAILED): failed}
+        return found | {which: count for which, count in of_requests.items() if count}
 
     def load(self, logged: Iterable[Logged]) -> None:
         """Take in lines of the log, to be judged by `changed`, `strangers`, `twice` and then `settle`."""

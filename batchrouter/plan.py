@@ -78,6 +78,7 @@ class Plan:
     invalid: int
     duplicates: int
     removed: int
+    models: dict[str, int]  # of the pending requests, the most frequent first
 
 
 def _nothing() -> None:
@@ -120,8 +121,7 @@ def make(
     if limit is not None:
         again = {name: index.lines_below(below, name, starts) for name, starts in again.items()}
     leaving = {name: again.get(name, set()) | outdated.get(name, set()) for name in LOG_OF.values()}
-    models = set(index.models(below))
-    approve(plan, models.union(*(index.models_at(name, starts) for name, starts in leaving.items())))
+    approve(plan, set(plan.models).union(*(index.models_at(name, starts) for name, starts in leaving.items())))
     if sum(ledger.take_out(name, sorted(starts)) for name, starts in leaving.items() if starts):
         plan = _counted(index, rows, _settle(index, ledger, _load_anew(index, ledger)))
     return plan
@@ -193,7 +193,16 @@ def _counted(index: Index, rows: Rows, removed: int) -> Plan:
     by_state = [sum(count for (_, state), count in counts.items() if state == wanted) for wanted in (0, 1, 2)]
     by_kind = [sum(count for (kind, _), count in counts.items() if kind == wanted) for wanted in (0, 1, 2)]
     return Plan(
-        index, rows, rows.below, by_state[0], by_state[1], by_state[2], by_kind[INVALID], by_kind[DUPLICATE], removed
+        index,
+        rows,
+        rows.below,
+        by_state[0],
+        by_state[1],
+        by_state[2],
+        by_kind[INVALID],
+        by_kind[DUPLICATE],
+        removed,
+        index.models(rows.below, counts),
     )
 
 

@@ -203,7 +203,7 @@ def _counted(laid: _Laid, sources: Sequence[Source], settings: Settings, likely_
     total = sum(index.counts(_ALL).values())
     below = total if settings.limit is None else min(settings.limit, total)
     counts = index.counts(below)
-    models = index.models(below)
+    models = index.models(below, counts)
     equal = index.bodies_twice(below)
     shaping = Shaping(settings.model, settings.override_model, settings.set, settings.stream)
     requests = Rows(index, sources, shaping, below=below, dedupe=settings.dedupe).requests()
