@@ -37,11 +37,14 @@ class Reservation:
 
 
 class Budget:
-    """Tokens and money of one start (None: no bound). `reserve` before sending, `settle` after each attempt."""
+    """Tokens and money of one start (None: no bound). `reserve` before sending, `settle` after each attempt, where it
+    `is_bounded` at all.
+    """
 
     def __init__(self, max_tokens: int | None, max_cost: float | None, prices: Mapping[str, Price]) -> None:
         self._max_tokens = math.inf if max_tokens is None else max_tokens
         self._max_cost = math.inf if max_cost is None else max_cost
+        self.is_bounded = max_tokens is not None or max_cost is not None
         self._prices = prices
         self._tokens = 0
         self._cost = 0.0
@@ -50,11 +53,6 @@ class Budget:
         self._answers = 0
         self._longest_answer = 0
         self._factor = 1.0
-
-    @property
-    def is_bounded(self) -> bool:
-        """Whether there is anything to keep."""
-        return not math.isinf(self._max_tokens) or not math.isinf(self._max_cost)
 
     @property
     def has_reservations(self) -> bool:

@@ -56,12 +56,17 @@ def estimate_tokens(body: bytes, allowed: int) -> int:
 
 def answer_budget(fields: Mapping[str, Any]) -> int:
     """The most tokens that a body allows for its answers, all of them together; 0 where it does not say."""
-    budgets = [fields.get(name) for name in _BUDGETS]
-    most = max((budget for budget in budgets if type(budget) is int), default=0)
-    return most * _answers_wanted(fields) if most > 0 else 0
+    most = 0
+    for name in _BUDGETS:
+        budget = fields.get(name)
+        if type(budget) is int and budget > most:
+            most = budget
+    return most * _answers_wanted(fields)
 
 
 def _answers_wanted(fields: Mapping[str, Any]) -> int:
+    if "n" not in fields and "best_of" not in fields and "prompt" not in fields:
+        return 1
     wanted = 1
     for name in ("n", "best_of"):
         value = fields.get(name)

@@ -174,6 +174,28 @@ def read_usual_identity(raw: bytes) -> tuple[bytes, bytes, str] | None:
     return _digest(usual[1]), _digest(body), model
 
 
+def read_planned(raw: bytes, n: int, file: str, line: int, identity: Identity) -> Request | None:
+    """The request that a line as nearly all are was planned to be, where settings leave its body alone: `read_row`, in
+    a third of the time, as digests vouch for what was found then. None for a line that must be looked at more closely.
+    """
+    usual = _USUAL.match(raw)
+    if usual is None or raw[-2:] != b"}}":
+        return None
+    body = raw[usual.end() : -1]
+    if _digest(body) != identity.digest or _digest(usual[1]) != identity.key:
+        return None
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    if "stream" in fields:
+        return None
+    allowed = answer_budget(fields)
+    tokens = estimate_tokens(body, allowed)
+    model = fields["model"]
+    return Request(n, usual[1].decode(), file, line, identity, _CHAT, body, model, False, tokens, allowed, None)  # noqa: FBT003
+
+
 def _content(raw: bytes | None) -> bytes | None:
     """A line without what may stand around its object; where files were strung together a mark may begin any line."""
     return None if raw is None else raw.removeprefix(_BOM).strip(_LINE_END)

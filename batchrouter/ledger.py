@@ -222,7 +222,9 @@ class Ledger:
     def _row(self, outcome: Outcome) -> dict[str, Any]:
         request, reply = outcome.request, outcome.reply
         about: dict[str, Any] = {"file": request.file, "line": request.line}
+        extra = None
         if not isinstance(request, Refusal):
+            extra = request.extra
             about["model"] = outcome.model
             about["endpoint"] = outcome.endpoint
         about["attempts"] = outcome.attempts
@@ -234,8 +236,8 @@ class Ledger:
         about["truncated"] = outcome.truncated
         if outcome.usage is not None:
             about["usage"] = outcome.usage._asdict()
-        if not isinstance(request, Refusal) and request.extra is not None:
-            about["extra"] = request.extra
+        if extra is not None:
+            about["extra"] = extra
         return {
             "id": str(request.identity),
             "custom_id": request.custom_id,

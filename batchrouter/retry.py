@@ -222,10 +222,15 @@ def problem_of(body: Mapping[str, Any], path: str) -> str | None:
 def is_truncated(body: Mapping[str, Any], path: str) -> bool:
     """Whether a choice ran out of budget before it said anything (reasoning models with a small `max_tokens`)."""
     if path == "/chat/completions":
-        return any(_is_cut_empty(choice, choice["message"], "content") for choice in body["choices"])
+        for choice in body["choices"]:
+            if choice.get("finish_reason") == "length" and _is_empty(choice["message"], "content"):
+                return True
+        return False
     if path == "/responses":
         return _why_incomplete(body) == "max_output_tokens" and not any(map(_says, body["output"]))
-    return path == "/completions" and any(_is_cut_empty(choice, choice, "text") for choice in body["choices"])
+    if path != "/completions":
+        return False
+    return any(choice.get("finish_reason") == "length" and _is_empty(choice, "text") for choice in body["choices"])
 
 
 def _why_incomplete(response: Mapping[str, Any]) -> Any:
@@ -243,8 +248,8 @@ def _says(item: Any) -> bool:
     return any(type(part) is dict and bool(part.get("text") or part.get("refusal")) for part in parts)
 
 
-def _is_cut_empty(choice: Mapping[str, Any], said: Mapping[str, Any], name: str) -> bool:
-    return choice.get("finish_reason") == "length" and not said.get(name) and not said.get("tool_calls")
+def _is_empty(said: Mapping[str, Any], name: str) -> bool:
+    return not said.get(name) and not said.get("tool_calls")
 
 
 def is_about_credits(body: Mapping[str, Any]) -> bool:

@@ -11,8 +11,8 @@ from typing import BinaryIO, Final
 
 from batchrouter.compressed import damage_told
 from batchrouter.errors import UsageError
-from batchrouter.index import DUPLICATE, INVALID, Index, Planned
-from batchrouter.intake import Shaping, Source, read_row
+from batchrouter.index import DUPLICATE, INVALID, REQUEST, Index, Planned
+from batchrouter.intake import Shaping, Source, read_planned, read_row
 from batchrouter.jsonl import LONGEST_LINE_BYTES, Line
 from batchrouter.records import Identity, Refusal, Request
 
@@ -109,6 +109,7 @@ class Reader:
     def __init__(self, sources: Sequence[Source], shaping: Shaping) -> None:
         self._sources = sources
         self._shaping = shaping
+        self._spares_usual_rows = shaping.spares_usual_rows
         self._file: BinaryIO | None = None
         self._number = -1
 
@@ -124,7 +125,13 @@ class Reader:
         except Exception:
             with damage_told(source.path):  # entered only now: it is not for nothing, row by row
                 raise
-        line = Line(row.line, row.start, raw.removesuffix(b"\n") if raw is not None else None, row.length)
+        if raw is not None:
+            raw = raw.removesuffix(b"\n")
+            if self._spares_usual_rows and row.kind == REQUEST:
+                request = read_planned(raw, row.n, source.label, row.line, Identity(row.key, row.digest))
+                if request is not None:
+                    return request
+        line = Line(row.line, row.start, raw, row.length)
         read = read_row(line, row.n, source.label, self._shaping)
         if read is None or not _is_planned(read, row):
             raise UsageError(

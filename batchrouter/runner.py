@@ -111,6 +111,7 @@ class Runner:
         self._workers: dict[asyncio.Task[None], bool] = {}  # task -> whether its request is in flight
         self._group: asyncio.TaskGroup | None = None
         self._halt: Halt | None = None
+        self._loop = asyncio.get_running_loop()
 
     async def run(self) -> Halt | None:
         """Ask every row; None when all have come to their end, else why not. Raises nothing that a peer can cause."""
@@ -145,7 +146,7 @@ class Runner:
         for worker, in_flight in self._workers.items():
             if not in_flight:
                 worker.cancel()
-        asyncio.get_running_loop().call_later(grace_s, self.abort)
+        self._loop.call_later(grace_s, self.abort)
 
     def abort(self) -> None:
         """End what is in flight, too: those rows stay pending."""
@@ -161,7 +162,7 @@ class Runner:
         """The lane that a row takes now, and when it is due there; one that had none so far gets its workers."""
         if self._lanes.is_plural:
             self._lanes.may_probe = self._frontier.has_fresh
-        lane, due_s = self._lanes.place(job, asyncio.get_running_loop().time())
+        lane, due_s = self._lanes.place(job, self._loop.time())
         if not lane.workers:
             self._hire(lane)
         return lane, due_s
@@ -246,13 +247,12 @@ class Runner:
 
     def _look_at_clock(self) -> None:
         """Stop in time for what is in flight to end by the deadline, and let it go on until then."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self._loop.time()
         if self._deadline is not None and (halt := self._deadline.passed(now, self._wall())) is not None:
             self._stop(halt, max(self._grace_s, self._deadline.left_s(now, self._wall())))
         elif (halt := self._dead_end(now)) is not None:
             self.stop(halt)
-        self._clock = loop.call_later(_CLOCK_S, self._look_at_clock)
+        self._clock = self._loop.call_later(_CLOCK_S, self._look_at_clock)
 
     def _dead_end(self, now: float) -> Halt | None:
         """The stop, where nothing goes on but what waits for an endpoint that is down too long, or refuses us."""
@@ -294,7 +294,7 @@ class Runner:
             retry_after_s=None if hints is None else hints.retry_after_s,
             rng=self._rng,
         )
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         if isinstance(verdict, Accept) and isinstance(answer, Reply):
             tokens = job.request.tokens if used is None else used.total_tokens
             lane.throttle.answered(now, sent, tokens, hints, estimated=job.request.tokens)

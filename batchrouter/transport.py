@@ -205,7 +205,7 @@ class Transport:
         except MISHAPS as error:
             return fault_of(error, self._loop.time() - started, answered=attempt.response is not None)
         finally:
-            self._watch.end()
+            self._watch.end(attempt)
 
     async def _exchange(
         self, request: Request, attempt: Attempt, session: aiohttp.ClientSession | None = None

@@ -30,8 +30,8 @@ def read_usage(body: Mapping[str, Any]) -> Usage | None:
         prompt or 0,
         completion or 0,
         (prompt or 0) + (completion or 0) if total is None else total,
-        _detail(usage, ("prompt_tokens_details", "input_tokens_details"), "cached_tokens"),
-        _detail(usage, ("completion_tokens_details", "output_tokens_details"), "reasoning_tokens"),
+        _detail(usage, "prompt_tokens_details", "input_tokens_details", "cached_tokens"),
+        _detail(usage, "completion_tokens_details", "output_tokens_details", "reasoning_tokens"),
     )
 
 
@@ -42,12 +42,13 @@ def _count(usage: Mapping[str, Any], name: str, other: str) -> int | None:
     return value if type(value) is int and 0 <= value < _BELIEVABLE else None
 
 
-def _detail(usage: Mapping[str, Any], holders: tuple[str, str], name: str) -> int:
-    for holder in holders:
-        details = usage.get(holder)
-        if type(details) is dict:
-            return _count(details, name, name) or 0
-    return 0
+def _detail(usage: Mapping[str, Any], holder: str, other: str, name: str) -> int:
+    details = usage.get(holder)
+    if type(details) is not dict:
+        details = usage.get(other)
+        if type(details) is not dict:
+            return 0
+    return _count(details, name, name) or 0
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from contextvars import ContextVar
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -37,7 +38,7 @@ class Attempt:
         self.assembly: Assembly | None = None
         self.expired = ""
         self._task = task
-        self._seen = self._progress()
+        self._seen = -1
 
     def outlived(self) -> bool:
         """Whether it was the sweep alone that cancelled it: then its task goes on."""
@@ -76,13 +77,16 @@ class Attempt:
         return self.response.content.total_bytes
 
 
+_OURS: ContextVar[Attempt | None] = ContextVar("the running task's attempt", default=None)
+
+
 class Watch:
     """All attempts under way. `start` it on the running loop, and `stop` it."""
 
     def __init__(self, timeout_s: float, idle_timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._idle_timeout_s = idle_timeout_s
-        self._by_task: dict[asyncio.Task[Any] | None, Attempt] = {}
+        self._attempts: set[Attempt] = set()
 
     def start(self) -> None:
         """Begin to look."""
@@ -96,18 +100,20 @@ class Watch:
 
     def begin(self) -> Attempt:
         """The running task makes an attempt; `end` must follow."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101  (a coroutine runs in a task)
-        attempt = self._by_task[task] = Attempt(task, self._loop.time())
+        attempt = Attempt(task, self._loop.time())
+        self._attempts.add(attempt)
+        _OURS.set(attempt)
         return attempt
 
-    def end(self) -> None:
-        """The running task's attempt is over."""
-        del self._by_task[asyncio.current_task()]
+    def end(self, attempt: Attempt) -> None:
+        """The attempt is over."""
+        self._attempts.discard(attempt)
 
     def connected(self, how: How) -> None:
         """The running task's attempt opens a connection, or has one: made for it, or else kept from another."""
-        attempt = self._by_task.get(asyncio.current_task())
+        attempt = _OURS.get()
         if attempt is not None:
             if how != "kept" or attempt.connection == "none":
                 attempt.connection = how
@@ -117,10 +123,10 @@ class Watch:
         now = self._loop.time()
         late_s = now - self._sweep_due_s
         if late_s > self._period_s:  # we were held up (a huge body, a suspended process): the peer was not silent
-            for attempt in self._by_task.values():
+            for attempt in self._attempts:
                 attempt.started_s += late_s
                 attempt.seen_s += late_s
-        for attempt in self._by_task.values():
+        for attempt in self._attempts:
             attempt.look(now, self._timeout_s, self._idle_timeout_s)
         self._set_timer()
 

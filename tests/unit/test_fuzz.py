@@ -19,7 +19,7 @@ from batchrouter import jsontext
 from batchrouter.answercheck import AnswerCheck
 from batchrouter.frontier import Job
 from batchrouter.hints import read_hints
-from batchrouter.intake import PATHS, Shaping, identify, read_identity, read_row, read_usual_identity
+from batchrouter.intake import PATHS, Shaping, identify, read_identity, read_planned, read_row, read_usual_identity
 from batchrouter.jsonl import Line
 from batchrouter.records import Fault, Refusal, Reply, Request
 from batchrouter.redaction import Redactor
@@ -166,6 +166,8 @@ def test_any_line_is_a_request_or_a_refusal(
         case Request():
             assert jsontext.loads(row.body)["model"] == row.model
             assert quick == (row.identity, row.model)
+            if shaping.spares_usual_rows:
+                assert read_planned(line.raw or b"", 0, "f.jsonl", 3, row.identity) in (row, None)
     usual = read_usual_identity(line.raw or b"") if shaping.spares_usual_rows else None
     assert usual is None or (usual[:2], usual[2]) == quick
 
@@ -228,3 +230,21 @@ def test_any_bytes_from_the_network_are_a_reply_or_a_fault() -> None:
     assert all(isinstance(answer, Reply) or answer.message.isprintable() for answer in answers)
     assert any(isinstance(answer, Reply) for answer in answers)
     assert len({type(answer) for answer in answers}) == 2
+
+
+def test_usual_rows_are_read_again_quickly() -> None:
+    """As they were planned; not where the id or the body is another by now, or may have to be changed."""
+    raw = (
+        b'{"custom_id": "a b", "method": "POST", "url": "/v1/chat/completions", '
+        b'"body": {"model": "m", "messages": [{"content": "hi \xc3\xa9"}], "max_tokens": 5, "n": 2}}'
+    )
+    row = read_row(Line(3, 0, raw, len(raw)), 7, "f.jsonl", Shaping())
+    assert isinstance(row, Request)
+    assert read_planned(raw, 7, "f.jsonl", 3, row.identity) == row
+    for other in (raw.replace(b"a b", b"a c"), raw.replace(b"hi", b"ho"), raw[:-1]):
+        assert read_planned(other, 7, "f.jsonl", 3, row.identity) is None
+    streamed = raw.replace(b'"n": 2', b'"stream": true')
+    row = read_row(Line(3, 0, streamed, len(streamed)), 7, "f.jsonl", Shaping())
+    assert isinstance(row, Request)
+    assert row.streamed
+    assert read_planned(streamed, 7, "f.jsonl", 3, row.identity) is None

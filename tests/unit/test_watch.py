@@ -44,7 +44,7 @@ def ended_after(peer: Peer) -> tuple[float, str]:
                 assert made.outlived()
                 return made.expired
             finally:
-                watch.end()
+                watch.end(made)
             return ""
 
         told = await asyncio.create_task(attempt())
@@ -187,7 +187,7 @@ def test_which_connections_were_stale(hows: list[How], after_s: float, answered:
         if answered:
             answering(attempt)
         await asyncio.sleep(after_s)
-        watch.end()
+        watch.end(attempt)
         watch.stop()
         return attempt.was_stale(asyncio.get_running_loop().time())
 
@@ -212,11 +212,12 @@ def test_a_stop_is_not_taken_for_a_timeout() -> None:
                 outlived = made.outlived()
                 raise
             finally:
-                watch.end()
+                watch.end(made)
 
         task = asyncio.create_task(attempt())
         await asyncio.sleep(0)
-        watch._by_task[task].look(asyncio.get_running_loop().time() + 99, TIMEOUT_S, IDLE_S)
+        [made] = watch._attempts
+        made.look(asyncio.get_running_loop().time() + 99, TIMEOUT_S, IDLE_S)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         watch.stop()
