@@ -22,12 +22,13 @@ from batchrouter import plan as planning
 from batchrouter.answercheck import AnswerCheck
 from batchrouter.bounds import Budget, Deadline, End, next_time_of_day
 from batchrouter.errors import DiskError, UsageError
+from batchrouter.health import LimitLog, limits_in_words
 from batchrouter.index import disk_faults
 from batchrouter.intake import Shaping, Source, find_sources
 from batchrouter.lanes import Lanes
 from batchrouter.ledger import Ledger
 from batchrouter.plan import Plan
-from batchrouter.progress import Observer, Silence
+from batchrouter.progress import Observer, Silence, health_of, lost_to
 from batchrouter.records import Halt, Outcome, Request, Summary, Tally, Usage
 from batchrouter.redaction import Redactor
 from batchrouter.retry import Policy
@@ -37,6 +38,7 @@ from batchrouter.rows import Twins
 from batchrouter.runner import Runner, disk_halt
 from batchrouter.settings import Secret, Settings
 from batchrouter.standard_input import StandardInput
+from batchrouter.throttle import Note
 
 if TYPE_CHECKING:
     from batchrouter.endpoints import Endpoints
@@ -289,7 +291,7 @@ async def _ask(
         async with asyncio.TaskGroup() as group:
             over = asyncio.Event()
             keeper = group.create_task(_keep_checkpoints(ledger, settings.checkpoint_every, runner, over))
-            timer = group.create_task(_keep_time(observer, tally, lanes))
+            timer = group.create_task(_keep_time(observer, tally, lanes, note))
             halt = await runner.run()
             over.set()
             timer.cancel()
@@ -298,9 +300,9 @@ async def _ask(
         tally.shares = [lane.share() for lane in lanes.all]
         if len(tally.shares) > 1:
             ledger.note("lanes", lanes=[share._asdict() for share in tally.shares])
-        for lane in lanes.all:
-            for reason, seconds in lane.throttle.lost_s.items():
-                tally.lost_s[reason] = tally.lost_s.get(reason, 0.0) + seconds
+        tally.lost_s = lost_to(lanes.all)
+        tally.limits = _limits_found(lanes)
+        ledger.note("health", lanes=health_of(lanes.all))
         with disk_faults(plan.index.path):
             plan.index.put_meta({"learned": learned | endpoints.learned()})
     return halt
@@ -348,12 +350,31 @@ async def _keep_checkpoints(ledger: Ledger, every_s: float, runner: Runner, over
     return None
 
 
-async def _keep_time(observer: Observer, tally: Tally, lanes: Lanes) -> None:
+async def _keep_time(observer: Observer, tally: Tally, lanes: Lanes, note: Note) -> None:
+    now = asyncio.get_running_loop().time
+    logs: dict[str, LimitLog] = {}
     while True:
         for lane in lanes.all:
-            lane.throttle.tick()
+            throttle = lane.throttle
+            throttle.tick()
+            throttle.look(_TICK_S)
+            news = logs.setdefault(lane.name, LimitLog()).news(throttle.limits(), throttle.bound(), now())
+            if news:
+                note("limit", lane=lane.name, **news)
         observer.tick(tally, lanes.all)
         await asyncio.sleep(_TICK_S)
+
+
+def _limits_found(lanes: Lanes) -> dict[str, str]:
+    """In words, by lane, the limits that bound it; how many may be at once only where that held it up."""
+    found = {}
+    for lane in lanes.all:
+        limits = lane.throttle.limits()
+        if lane.throttle.lost_s.get("concurrency", 0.0) < 1:
+            del limits["at_once"]
+        if limits:
+            found[lane.name] = limits_in_words(limits)
+    return found
 
 
 def _close_books(ledger: Ledger, settings: Settings, halt: Halt | None) -> Halt | None:

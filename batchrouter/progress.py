@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 from batchrouter import jsontext
+from batchrouter.health import Bound, limits_in_words, lost_in_words, short_time
 from batchrouter.records import Tally
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _LOG_EVERY_S: Final = 30.0
 _VERBOSE_EVERY_S: Final = 5.0
 _JSON_EVERY_S: Final = 1.0
-_ORDINARY: Final = {"start", "stop"}  # what people need not be told
+_ORDINARY: Final = {"start", "stop", "health"}  # what people need not be told
 _IN_WORDS: Final = {
     "circuit_open": "the endpoint seems to be down ({reason}); probing until it is back",
     "circuit_closed": "the endpoint is back",
@@ -33,10 +34,20 @@ _IN_WORDS: Final = {
 
 
 class Door(Protocol):
-    """What is shown of a lane's throttle."""
+    """What is shown of a lane's throttle; `lost_s` is the time lost so far, by reason."""
+
+    lost_s: dict[str, float]
 
     def state(self) -> str:
         """What holds it up, in a few words."""
+        ...
+
+    def bound(self) -> Bound:
+        """The same in a word."""
+        ...
+
+    def limits(self) -> dict[str, float]:
+        """Its limits, told or learned, by name."""
         ...
 
 
@@ -229,7 +240,29 @@ def figures(tally: Tally, lanes: Sequence[Shown]) -> dict[str, Any]:
         "limited": tally.limited,
         "tokens": tally.usage.total_tokens,
         "state": state_of(lanes),
+        "health": health_of(lanes),
     }
+
+
+def health_of(lanes: Sequence[Shown]) -> dict[str, dict[str, Any]]:
+    """By lane: what bounds it now (empty: nothing), its limits, and the seconds lost to each reason."""
+    return {
+        lane.name: {
+            "bound": lane.throttle.bound(),
+            **lane.throttle.limits(),
+            "lost_s": {reason: round(seconds, 1) for reason, seconds in lane.throttle.lost_s.items()},
+        }
+        for lane in lanes
+    }
+
+
+def lost_to(lanes: Sequence[Shown]) -> dict[str, float]:
+    """The seconds lost to each reason, on all lanes together."""
+    lost_s: dict[str, float] = {}
+    for lane in lanes:
+        for reason, seconds in lane.throttle.lost_s.items():
+            lost_s[reason] = lost_s.get(reason, 0.0) + seconds
+    return lost_s
 
 
 def state_of(lanes: Sequence[Shown]) -> str:
@@ -246,7 +279,9 @@ def describe(tally: Tally, lanes: Sequence[Shown], elapsed_s: float) -> str:
     now_done = tally.answered + tally.failed
     speed = now_done / elapsed_s if elapsed_s > 0 else 0.0
     left = f", about {short_time(tally.pending / speed)} left" if speed > 0 and tally.pending else ""
-    return f"{done:,} of {tally.rows:,} rows, {speed:,.1f} rows/s{left}; {_postfix(tally, lanes)}"
+    lost = lost_in_words(lost_to(lanes))
+    held_up = f"; held up so far by {lost}" if lost else ""
+    return f"{done:,} of {tally.rows:,} rows, {speed:,.1f} rows/s{left}; {_postfix(tally, lanes)}{held_up}"
 
 
 def _postfix(tally: Tally, lanes: Sequence[Shown]) -> str:
@@ -261,15 +296,10 @@ def _postfix(tally: Tally, lanes: Sequence[Shown]) -> str:
 
 def tell(event: str, about: Mapping[str, Any]) -> str:
     """An event as a line for people."""
+    if event == "limit":
+        limits = {name: limit for name, limit in about.items() if name != "lane"}
+        return f"batchrouter: limit of {about['lane']}: {limits_in_words(limits)}"
     if event in _IN_WORDS:
         return f"batchrouter: {_IN_WORDS[event].format_map(about)}"
     details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items())
     return f"batchrouter: {event.replace('_', ' ')}" + (f" ({details})" if details else "")
-
-
-def short_time(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -157,7 +157,8 @@ class Share(NamedTuple):
 @dataclass(slots=True)
 class Tally:
     """What a run has done so far: counted by the runner, read by whoever shows it. Never grows with the rows.
-    `moved` are the rows that went from one model to another that stands in for it, `shares` what each lane did.
+    `moved` are the rows that went from one model to another that stands in for it, `shares` what each lane did, and
+    `limits`, in words, what was found to be allowed there.
     """
 
     rows: int = 0
@@ -176,6 +177,7 @@ class Tally:
     lost_s: dict[str, float] = field(default_factory=dict)
     moved: dict[tuple[str, str], int] = field(default_factory=dict)
     shares: list[Share] = field(default_factory=list)
+    limits: dict[str, str] = field(default_factory=dict)
     state: str = "starting"
 
     @property

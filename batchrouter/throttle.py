@@ -11,11 +11,12 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from aiolimiter import AsyncLimiter
 
 from batchrouter.circuit import Circuit
+from batchrouter.health import Bound, limits_in_words
 from batchrouter.hints import Hints
 from batchrouter.pace import Pace, Sent
 from batchrouter.records import ENDPOINT_DOWN, Halt
@@ -25,12 +26,15 @@ _BUCKET_S: Final = 0.01  # the request bucket's depth, in seconds of its rate: a
 
 _FIRST_CREDIT_PROBE_S: Final = 5.0
 _LONGEST_CREDIT_PROBE_S: Final = 600.0
+_NO_TIME_S: Final = 1e-4
 _LOOK_S: Final = 0.1  # how soon it is noticed that an outage has ended
 _PATIENCE_S: Final = 0.2  # who has another way waits no longer than this for nobody to be let through
 _LATENCY_SHARE: Final = 0.1  # of the newest, in the latency of late
 _SCALE_SHARE: Final = 0.05  # of the newest, in how far off the estimates of tokens are
 _MOST_OFF: Final = 20.0  # times; beyond it one request says nothing of the others
 
+Pause = Literal["cooldown", "credits"]
+Rate = Literal["requests", "tokens"]
 Note = Callable[..., None]
 MayLeave = Callable[[float, float], bool]  # (now, seconds that nobody is let through): is there another way?
 
@@ -117,8 +121,9 @@ class Throttle:
         self._turn = asyncio.Lock()
         self._slot_free = asyncio.Event()
         self._requests, self._tokens = _Meter(), _Meter()
+        self._waits_for: Rate = "requests"  # of the two the one that was, or is, waited for
         self._paused_until_s = 0.0
-        self._pause_reason = ""
+        self._pause_reason: Pause = "cooldown"
         self._limited_since_s: float | None = None
         self._credit_waits = 0  # since the last answer
         self._credits_paused_s = 0.0
@@ -246,10 +251,14 @@ class Throttle:
         await self._pay("tokens", self._tokens, tokens / pace.tokens_per_s)
         await self._pay("requests", self._requests, 1 / pace.requests_per_s)
 
-    async def _pay(self, reason: str, meter: _Meter, seconds: float) -> None:
-        began = self._loop.time()
+    async def _pay(self, reason: Rate, meter: _Meter, seconds: float) -> None:
+        began, before = self._loop.time(), self._waits_for
+        self._waits_for = reason
         await meter.pay(seconds)
-        self._count_lost(reason, self._loop.time() - began)
+        took_s = self._loop.time() - began
+        if took_s < _NO_TIME_S:
+            self._waits_for = before
+        self._count_lost(reason, took_s)
 
     async def _slot_ready(self) -> None:
         self._pass_on()
@@ -345,7 +354,7 @@ class Throttle:
         self.pause(now + min(self._credit_gap_s, left_s), "credits")
         return True
 
-    def pause(self, until_s: float, reason: str) -> None:
+    def pause(self, until_s: float, reason: Pause) -> None:
         """Hold everybody up until then; a longer pause that is under way stands."""
         if until_s <= self._paused_until_s:
             return
@@ -355,16 +364,54 @@ class Throttle:
             self.note(reason, seconds=round(until_s - now, 3))
         self._paused_until_s, self._pause_reason = until_s, reason
 
+    # --- how it is -------------------------------------------------------------------------------------------------
+
+    def bound(self) -> Bound:
+        """What holds requests up at this moment: an outage, a pause, as many in flight as seem to be allowed
+        (concurrency) or as may ever be (workers), or the rate that those at the door wait for.
+        """
+        if self.circuit.is_open or self._endpoint.is_open:
+            return "outage"
+        if self._paused_until_s > self._loop.time():
+            return self._pause_reason
+        if self._probing and self.in_flight:
+            return "credits" if self._probing == "credits" else "cooldown"
+        most = self.pace.concurrency
+        if self._slots is not None and self._slots.taken >= self._slots.most:
+            return "workers"
+        if self.in_flight >= most:
+            return "concurrency"
+        if not self.waiting or self.pace.requests_per_s == self.pace.tokens_per_s == math.inf:
+            return ""
+        return self._waits_for
+
+    def look(self, for_s: float) -> None:
+        """Called every `for_s`: nobody stands at the door while all who may leave are out, so that is counted here."""
+        if not self.waiting and (reason := self.bound()) in {"workers", "concurrency"}:
+            self._count_lost(reason, for_s)
+
+    def limits(self) -> dict[str, float]:
+        """The limits that hold now, told or learned, by name; what is not bounded is left out."""
+        pace, found = self.pace, {}
+        requests = pace.learned.requests_per_s or pace.requests_per_s
+        tokens = pace.learned.tokens_per_s or pace.tokens_per_s
+        if requests != math.inf:
+            found["requests_per_min"] = round(60 * requests, 1)
+        if tokens != math.inf:
+            found["tokens_per_min"] = round(60 * tokens, 1)
+        return {**found, "at_once": pace.concurrency}
+
     def state(self) -> str:
         """What holds the run up now, in a few words; empty when nothing does."""
-        now = self._loop.time()
-        if self.circuit.open_since is not None:
-            return f"endpoint down for {now - self.circuit.open_since:.0f} s"
+        now, reason, limits = self._loop.time(), self.bound(), self.limits()
+        if reason == "outage":
+            since = min(each.open_since for each in (self.circuit, self._endpoint) if each.open_since is not None)
+            return f"endpoint down for {now - since:.0f} s"
         if self._paused_until_s > now:
-            return f"{self._pause_reason}, {self._paused_until_s - now:.0f} s to go"
-        pace = self.pace
-        if pace.requests_per_s != math.inf:
-            return f"at most {pace.requests_per_s * 60:,.0f} requests/min"
-        if pace.tokens_per_s != math.inf:
-            return f"at most {pace.tokens_per_s * 60:,.0f} tokens/min"
-        return ""
+            return f"{reason}, {self._paused_until_s - now:.0f} s to go"
+        if reason in {"workers", "concurrency"}:
+            return f"bound by {reason}, {self.in_flight} at once"
+        if reason in {"requests", "tokens"}:
+            return f"bound by {reason}, at most {limits.get(f'{reason}_per_min', 0):,.0f}/min"
+        del limits["at_once"]
+        return limits_in_words(limits)

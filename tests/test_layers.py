@@ -25,6 +25,7 @@ LEVELS = [
         "distinct",
         "insertion",
         "estimate",
+        "health",
     },
     {
         "eventstream",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from batchrouter.batch import Control
-from batchrouter.progress import short_time
+from batchrouter.health import lost_in_words, short_time
 from batchrouter.records import Halt, Summary, Tally
 from batchrouter.remedies import remedy_for
 
@@ -75,9 +75,9 @@ def last_words(summary: Summary, command: str) -> str:
             f" in {tally.attempts:,} requests, {short_time(summary.duration_s)}"
             + (" on uvloop" if summary.loop == "uvloop" else "")
         )
-    lost = {reason: seconds for reason, seconds in tally.lost_s.items() if seconds >= 1}
-    if lost:
-        lines.append("held up by " + ", ".join(f"{reason} {short_time(seconds)}" for reason, seconds in lost.items()))
+    lines += [f"limit of {lane}: {limits}" for lane, limits in tally.limits.items()]
+    if lost := lost_in_words(tally.lost_s):
+        lines.append(f"held up by {lost}")
     lines.append(f"answers: {summary.directory}/results.jsonl")
     if failed:
         lines.append(f"failures: {summary.directory}/errors.jsonl")

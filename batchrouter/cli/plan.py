@@ -19,8 +19,8 @@ from batchrouter.cli.questions import directory_of, is_asked, is_table, question
 from batchrouter.dataset.label import plan
 from batchrouter.endpoints import Endpoints
 from batchrouter.errors import UsageError
+from batchrouter.health import short_time
 from batchrouter.preview import Preview, preview
-from batchrouter.progress import short_time
 from batchrouter.routing import routes_of
 from batchrouter.settings import Settings, key_of
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from batchrouter.progress import short_time
+from batchrouter.health import short_time
 from batchrouter.standing import Standing, look
 
 _WATCH_EVERY_S: Final = 2.0

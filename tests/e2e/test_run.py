@@ -189,3 +189,22 @@ def test_usage_is_the_sum_of_the_rows(tmp_path: Path) -> None:
         for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
             assert line[name] == sum(row["usage"][name] for row in mine) > 0
         assert line["requests"] == line["succeeded"] == line["attempts"] == len(mine)
+
+
+def test_what_bounds_a_run_is_told_everywhere(tmp_path: Path) -> None:
+    """At 50 a second: in the progress, in the events and in the last words stand what bounds it, the limit, and the
+    time lost.
+    """
+    write_jsonl(tmp_path / "in.jsonl", [request_row(n) for n in range(80)])
+    with serving() as served:
+        done = run("run", "in.jsonl", "--rpm", "3000", "--progress", "json", cwd=tmp_path, env=served.environment)
+    assert done.returncode == 0, done.stderr
+    [(lane, health)] = json.loads(done.stdout.splitlines()[-1])["health"].items()
+    assert health["bound"] == "requests"
+    assert 2900 <= health["requests_per_min"] <= 3000
+    assert health["lost_s"]["requests"] > 0
+    events = {event["event"]: event for event in read_jsonl(tmp_path / "in.run/events.jsonl")}
+    assert events["limit"]["requests_per_min"] == health["requests_per_min"]
+    assert events["health"]["lanes"][lane]["lost_s"]["requests"] > 1
+    assert f"limit of {lane}: at most " in done.stderr
+    assert "held up by requests " in done.stderr

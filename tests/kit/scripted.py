@@ -22,7 +22,7 @@ from batchrouter.hints import Hints
 from batchrouter.intake import Shaping, identify, read_row
 from batchrouter.jsonl import Line
 from batchrouter.lanes import Lane, Lanes, Place
-from batchrouter.pace import Pace, Sent
+from batchrouter.pace import Learned, Pace, Sent
 from batchrouter.records import Fault, FaultCode, Halt, Outcome, Refusal, Reply, Request, Tally, Usage
 from batchrouter.retry import Policy
 from batchrouter.review import Review
@@ -159,6 +159,7 @@ class Steady:
         self.ends: Counter[str] = Counter()
         self.nth = 0
         self.flying = 0
+        self.learned = Learned()
 
     def sent(self, now: float, tokens: int) -> Sent:
         self.nth += 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from batchrouter.health import Bound, LimitLog, limits_in_words, lost_in_words, short_time
 from batchrouter.progress import (
     Bar,
     JsonLines,
@@ -20,7 +21,6 @@ from batchrouter.progress import (
     choose,
     describe,
     figures,
-    short_time,
     tell,
 )
 from batchrouter.records import Tally, Usage
@@ -31,9 +31,17 @@ class Door:
     """What is shown of a throttle."""
 
     text: str = ""
+    word: Bound = ""
+    lost_s: dict[str, float] = field(default_factory=dict)
 
     def state(self) -> str:
         return self.text
+
+    def bound(self) -> Bound:
+        return self.word
+
+    def limits(self) -> dict[str, float]:
+        return {"requests_per_min": 1200.0, "at_once": 40}
 
 
 @dataclass
@@ -79,6 +87,7 @@ def test_figures_are_those_of_the_run() -> None:
     assert figures(tally(), [Lane(throttle=Door("cooldown, 5 s to go"))]) == {
         "rows": 1000, "answered": 400, "failed": 3, "pending": 597, "in_flight": 8, "attempts": 320, "retries": 15,
         "limited": 4, "tokens": 12345, "state": "cooldown, 5 s to go",
+        "health": {"m": {"bound": "", "requests_per_min": 1200.0, "at_once": 40, "lost_s": {}}},
     }  # fmt: skip
 
 
@@ -104,6 +113,40 @@ def test_of_several_lanes_each_says_its_own() -> None:
     assert figures(tally(), lanes)["state"] == "a: cooldown, 5 s to go; c: endpoint down for 9 s"
     assert figures(tally(), [Lane("a"), Lane("b")])["state"] == ""
     assert figures(tally(), [])["state"] == ""
+
+
+def test_what_bounds_a_run_its_limits_and_the_time_lost_are_told() -> None:
+    """For programs by lane, in figures; for people in a log line, the most first, and what is next to nothing not."""
+    lanes = [
+        Lane("a", Door("x", "requests", {"requests": 12.34, "cooldown": 300.0, "outage": 0.2})),
+        Lane("b", Door("", "", {"requests": 2.0})),
+    ]
+    assert figures(tally(), lanes)["health"]["a"] == {
+        "bound": "requests", "requests_per_min": 1200.0, "at_once": 40,
+        "lost_s": {"requests": 12.3, "cooldown": 300.0, "outage": 0.2},
+    }  # fmt: skip
+    assert describe(tally(), lanes, 10.0).endswith("; held up so far by cooldown 5 min, requests 14 s")
+    assert lost_in_words({}) == ""
+    words = "at most 1,200 requests/min, 90,000 tokens/min, 40 at once"
+    assert limits_in_words({"requests_per_min": 1200, "tokens_per_min": 9e4, "at_once": 40}) == words
+    told = tell("limit", {"lane": "a", "requests_per_min": 1200.0})
+    assert told == "batchrouter: limit of a: at most 1,200 requests/min"
+
+
+def test_a_limit_is_told_when_it_is_known_and_when_it_has_moved() -> None:
+    """By a fifth, and not more often than every 5 s; how many may be at once is one only where that binds for 2 s."""
+    log = LimitLog()
+    assert log.news({"at_once": 12}, "", 0.0) == {}
+    assert log.news({"at_once": 12, "tokens_per_min": 600.0}, "", 1.0) == {"tokens_per_min": 600.0}
+    assert log.news({"tokens_per_min": 60.0}, "", 5.0) == {}
+    assert log.news({"tokens_per_min": 700.0}, "", 6.0) == {}
+    assert log.news({"tokens_per_min": 800.0, "at_once": 9}, "concurrency", 7.0) == {"tokens_per_min": 800.0}
+    assert log.news({"tokens_per_min": 800.0, "at_once": 9}, "concurrency", 12.1) == {
+        "tokens_per_min": 800.0, "at_once": 9,
+    }  # fmt: skip
+    assert log.news({"tokens_per_min": 800.0, "at_once": 9}, "concurrency", 99.0) == {}
+    assert log.news({"tokens_per_min": 800.0, "at_once": 2}, "", 199.0) == {}
+    assert log.news({"tokens_per_min": 800.0, "at_once": 2}, "concurrency", 200.0) == {}
 
 
 def test_log_lines_come_every_30_seconds() -> None:

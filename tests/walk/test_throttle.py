@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kit import virtual
 from kit.scripted import Steady
 
-from batchrouter.circuit import Left
+from batchrouter.circuit import Circuit, Left
 from batchrouter.hints import Hints
 from batchrouter.pace import Pace, Sent
 from batchrouter.records import Halt
@@ -634,3 +634,73 @@ def test_a_circuit_that_opens_in_a_pause_is_heeded() -> None:
         return door
 
     assert played(scene).through[0][0] >= 3.4
+
+
+# --- how it is -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bounds", "at_once", "word"),
+    [
+        ({}, 3, ""),
+        ({"requests_per_s": 10.0}, 3, "requests"),
+        ({"tokens_per_s": 100.0}, 3, "tokens"),
+        ({"requests_per_s": 10.0, "tokens_per_s": 1e9}, 3, "requests"),
+        ({"requests_per_s": 1e5, "tokens_per_s": 100.0}, 3, "tokens"),
+        ({"concurrency": 2}, 9, "concurrency"),
+        ({"concurrency": 5}, 9, "workers"),
+        ({"concurrency": 99}, 9, "workers"),
+    ],
+    ids=str,
+)
+def test_what_bounds_it_is_told_in_a_word(bounds: dict[str, Any], at_once: int, word: str) -> None:
+    """As many requests of 100 tokens as want to leave, places for 5: what the next one waits for, and in `state` too."""
+
+    async def play() -> None:
+        pace = Steady(**{"concurrency": 8, **bounds})
+        throttle = Throttle(cast("Pace", pace), max_wait_s=60, note=lambda *_, **__: None, slots=Slots(5))
+        waiting = [asyncio.create_task(throttle.admit(100)) for _ in range(at_once)]
+        await asyncio.sleep(0.05)
+        assert throttle.bound() == word
+        assert throttle.state().startswith(f"bound by {word}, " if word else "")
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    virtual.run(play())
+
+
+def test_workers_that_are_all_out_are_time_lost_as_well() -> None:
+    """Nobody stands at the door then: what is looked at in turn counts, and what ends first does."""
+
+    async def play() -> None:
+        throttle = Throttle(
+            cast("Pace", Steady(concurrency=2)), max_wait_s=60, note=lambda *_, **__: None, slots=Slots(2)
+        )
+        for _ in range(2):
+            await throttle.admit(1)
+        throttle.look(0.5)
+        throttle.left()
+        throttle.look(0.5)
+        assert throttle.lost_s == {"workers": 0.5}
+
+    virtual.run(play())
+
+
+def test_a_pause_and_an_outage_come_before_all_else() -> None:
+    """In a cooldown, and in an outage of this limit or of its endpoint, nothing else is what bounds."""
+
+    async def play() -> None:
+        endpoint = Circuit()
+        throttle = Throttle(
+            cast("Pace", Steady(concurrency=1)), max_wait_s=60, note=lambda *_, **__: None, endpoint=endpoint
+        )
+        await throttle.admit(1)
+        assert throttle.bound() == "concurrency"
+        throttle.pause(now() + 5, "cooldown")
+        assert throttle.bound() == "cooldown"
+        endpoint.shut(now())
+        assert throttle.bound() == "outage"
+        assert throttle.state() == "endpoint down for 0 s"
+
+    virtual.run(play())
