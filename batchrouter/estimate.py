@@ -41,6 +41,18 @@ class Size(NamedTuple):
         return self.text_bytes + self.pictures * _PICTURE_MOST_TOKENS
 
 
+class Weight(NamedTuple):
+    """What requests of one model and one answer budget (0: none is set) come to: how many they are, and their prompts'
+    tokens.
+    """
+
+    model: str
+    budget: int
+    requests: int
+    likely_tokens: int
+    most_tokens: int
+
+
 def size_of(body: bytes) -> Size:
     """Text and pictures of a body."""
     if b'"image_url"' not in body:

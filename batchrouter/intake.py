@@ -153,9 +153,9 @@ def read_identity(line: Line, file: str, shaping: Shaping) -> tuple[Identity, st
     return identify(reading.custom_id, reading.body, reading.path), reading.model
 
 
-def read_usual_identity(raw: bytes) -> tuple[bytes, bytes, str] | None:
-    """Key, digest and model of a line as nearly all are, where settings leave its body alone: `read_identity`, in half
-    the time. None for a line that must be looked at more closely.
+def read_usual(raw: bytes) -> tuple[bytes, bytes, str, bytes, dict[str, Any]] | None:
+    """Key, digest, model, body and its fields of a line as nearly all are, where settings leave its body alone:
+    `read_identity`, in half the time. None for a line that must be looked at more closely.
     """
     usual = _USUAL.match(raw)
     if usual is None or raw[-2:] != b"}}":
@@ -171,7 +171,7 @@ def read_usual_identity(raw: bytes) -> tuple[bytes, bytes, str] | None:
     for message in messages:
         if type(message) is not dict:
             return None
-    return _digest(usual[1]), _digest(body), model
+    return _digest(usual[1]), _digest(body), model, body, fields
 
 
 def read_planned(raw: bytes, n: int, file: str, line: int, identity: Identity) -> Request | None:

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from batchrouter.distinct import Distinct
 from batchrouter.errors import UsageError
+from batchrouter.estimate import Weight
 from batchrouter.index import DUPLICATE, INVALID, LOG_OF, Index, Logged, Unusable, remove
 from batchrouter.insertion import SURVEYED
 from batchrouter.intake import Shaping, Source, key_of_duplicate
@@ -27,6 +28,7 @@ from batchrouter.usage import Totals
 _SHOWN: Final = 20
 _CHECK_EVERY: Final = 4096
 _MOST_MODELS: Final = 10_000
+_MOST_WEIGHTS: Final = 10_000
 
 Item = TypeVar("Item")
 
@@ -237,21 +239,46 @@ def _index_for(
     return index, None, {}
 
 
-def build_index(path: Path, sources: Sequence[Source], shaping: Shaping, check: Callable[[], None] = _nothing) -> Index:
-    """A new index at `path` of all rows of `sources`, none of them answered; raises UsageError, DiskError."""
-    models = _Models()
-    firsts: dict[str, int] = {}
+def build_index(
+    path: Path,
+    sources: Sequence[Source],
+    shaping: Shaping,
+    check: Callable[[], None] = _nothing,
+    *,
+    weights: Weights | None = None,
+) -> Index:
+    """A new index at `path` of all rows of `sources`, none of them answered; the requests are weighed where there are
+    `weights` to put them on. Raises UsageError, DiskError.
+    """
     try:
         with closing(Distinct(path.parent)) as keys:
-            index = Index.build(path, _surveyed(sources, shaping, models, firsts, keys, check))
+            found = _Survey(sources, keys, weights)
+            index = Index.build(path, found.rows(shaping, check))
             may_repeat = keys.may_repeat()
     except BaseException:
         remove(path)
         raise
     if may_repeat:
         index.mark_duplicates(lambda key, file, line: key_of_duplicate(key, sources[file].label, line))
-    index.put_meta({"models": list(models), "firsts": firsts})
+    index.put_meta({"models": list(found.models), "firsts": found.firsts})
     return index
+
+
+class Weights:
+    """What the requests of an input come to, by model and answer budget; none where there are too many of those."""
+
+    def __init__(self) -> None:
+        self._weights: dict[tuple[str, int], Weight] = {}
+
+    def __iter__(self) -> Iterator[Weight]:
+        return iter(self._weights.values())
+
+    def add(self, weight: Weight) -> None:
+        """Put something on."""
+        before = self._weights.get(weight[:2], weight._replace(requests=0, likely_tokens=0, most_tokens=0))
+        if len(self._weights) <= _MOST_WEIGHTS:
+            sums = (one + other for one, other in zip(before[2:], weight[2:], strict=True))
+            self._weights[weight[:2]] = Weight(*weight[:2], *sums)
 
 
 class _Models(dict[str, int]):
@@ -264,29 +291,35 @@ class _Models(dict[str, int]):
         return number
 
 
-def _surveyed(
-    sources: Sequence[Source],
-    shaping: Shaping,
-    models: _Models,
-    firsts: dict[str, int],
-    keys: Distinct,
-    check: Callable[[], None],
-) -> Iterator[list[Any]]:
-    """The rows of all sources as `Index.build` takes them; raises UsageError where a source cannot be read on.
-
-    On the way the models are numbered, the first row of each source is noted, and the keys are kept.
+class _Survey:
+    """The rows of all sources. On the way the models are numbered, the first row of each source is noted, the keys are
+    kept and the requests weighed.
     """
-    width, model_at = len(SURVEYED), SURVEYED.index("model")
-    count = 0
-    for number, source in enumerate(sources):
-        firsts[source.label] = count
-        for values, names, run in survey(source, shaping, check, number=number):
-            numbers = [models[name] for name in names]
-            if numbers != list(range(len(numbers))):
-                values[model_at::width] = [numbers[place] for place in values[model_at::width]]
-            keys.add(run)
-            count += len(values) // width
-            yield values
+
+    def __init__(self, sources: Sequence[Source], keys: Distinct, weights: Weights | None) -> None:
+        self.models = _Models()
+        self.firsts: dict[str, int] = {}
+        self._sources = sources
+        self._keys = keys
+        self._weights = weights
+
+    def rows(self, shaping: Shaping, check: Callable[[], None]) -> Iterator[list[Any]]:
+        """The rows as `Index.build` takes them; raises UsageError where a source cannot be read on."""
+        width, model_at = len(SURVEYED), SURVEYED.index("model")
+        count = 0
+        for number, source in enumerate(self._sources):
+            self.firsts[source.label] = count
+            weighs = self._weights is not None
+            for values, names, run, weights in survey(source, shaping, check, number=number, weighs=weighs):
+                numbers = [self.models[name] for name in names]
+                if numbers != list(range(len(numbers))):
+                    values[model_at::width] = [numbers[place] for place in values[model_at::width]]
+                self._keys.add(run)
+                if self._weights is not None:
+                    for weight in weights:
+                        self._weights.add(Weight._make(weight))
+                count += len(values) // width
+                yield values
 
 
 def refused_outcome(refusal: Refusal) -> Outcome:

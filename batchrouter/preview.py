@@ -12,19 +12,18 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from batchrouter.estimate import LIKELY_ANSWER_TOKENS, UNBOUNDED_ANSWER_TOKENS, size_of
+from batchrouter.estimate import LIKELY_ANSWER_TOKENS, UNBOUNDED_ANSWER_TOKENS, Weight, size_of
 from batchrouter.history import Damaged, is_of_class, read_entry, tail_digest
 from batchrouter.index import ANSWERED, LOG_OF, Index, Logged, Unusable, disk_faults
 from batchrouter.intake import Shaping, Source, find_sources
 from batchrouter.jsonl import read_lines
-from batchrouter.plan import build_index
-from batchrouter.records import Request
+from batchrouter.plan import Weights, build_index
 from batchrouter.rows import Rows
 from batchrouter.settings import Price, Settings
 from batchrouter.standard_input import StandardInput
@@ -108,7 +107,7 @@ def preview_apart(
     with (
         tempfile.TemporaryDirectory(prefix="batchrouter-") as folder,
         disk_faults(Path(folder)),
-        closing(_index_of(Path(folder) / _INDEX, sources, directory, settings)) as index,
+        closing(_index_of(Path(folder) / _INDEX, sources, directory, settings, weights := Weights())) as index,
     ):
         meta = index.meta()
         marks = meta["marks"]
@@ -124,12 +123,12 @@ def preview_apart(
             index.index_bodies()
         removed += 0 if marks is None else meta["removed"]
         laid = _Laid(index, totals, meta.get("learned", {}), changed, count, removed)
-        return _counted(laid, sources, settings, likely_answer_tokens)
+        return _counted(laid, sources, settings, likely_answer_tokens, weights)
 
 
-def _index_of(path: Path, sources: Sequence[Source], directory: Path, settings: Settings) -> Index:
-    """An index of `sources` at `path`, as a copy of the one in `directory` if that will do. Its marks are null unless
-    it knows the log up to them.
+def _index_of(path: Path, sources: Sequence[Source], directory: Path, settings: Settings, weights: Weights) -> Index:
+    """An index of `sources` at `path`, as a copy of the one in `directory` if that will do; else all requests are put
+    on `weights`. Its marks are null unless it knows the log up to them.
     """
     shaping = Shaping(settings.model, settings.override_model, settings.set, settings.stream)
     fingerprints = [[source.label, *source.fingerprint().values()] for source in sources]
@@ -153,7 +152,7 @@ def _index_of(path: Path, sources: Sequence[Source], directory: Path, settings: 
         index.close()
     except (Unusable, KeyError, TypeError, ValueError):
         pass
-    index = build_index(path, sources, shaping)
+    index = build_index(path, sources, shaping, weights=weights)
     index.put_meta({"marks": None, "learned": learned})
     return index
 
@@ -198,18 +197,18 @@ def _logged(directory: Path, totals: Totals, retry: Sequence[str], marks: Mappin
                     yield entry.logged
 
 
-def _counted(laid: _Laid, sources: Sequence[Source], settings: Settings, likely_answer_tokens: int) -> Preview:
+def _counted(
+    laid: _Laid, sources: Sequence[Source], settings: Settings, likely_answer_tokens: int, weights: Iterable[Weight]
+) -> Preview:
     index = laid.rows
     total = sum(index.counts(_ALL).values())
     below = total if settings.limit is None else min(settings.limit, total)
     counts = index.counts(below)
     models = index.models(below, counts)
     equal = index.bodies_twice(below)
-    shaping = Shaping(settings.model, settings.override_model, settings.set, settings.stream)
-    requests = Rows(index, sources, shaping, below=below, dedupe=settings.dedupe).requests()
-    if settings.dedupe:
-        requests = (request for request in requests if not any(True for _ in index.answers_to(request.identity.digest)))
-    shares = _expected(requests, settings, likely_answer_tokens)
+    if settings.dedupe or settings.pools or sum(weight.requests for weight in weights) != counts.get((0, 0), 0):
+        weights = _weighed(index, sources, settings, below)
+    shares = _expected(weights, settings, likely_answer_tokens)
     for name, share in shares.items():
         for model in settings.pools.get(name, (name,)):
             _learn_from(laid.totals.of_model(model), share, settings.prices.get(model, _FREE))
@@ -232,23 +231,31 @@ def _counted(laid: _Laid, sources: Sequence[Source], settings: Settings, likely_
     )
 
 
-def _expected(requests: Iterator[Request], settings: Settings, likely_answer_tokens: int) -> dict[str, _Share]:
+def _weighed(index: Index, sources: Sequence[Source], settings: Settings, below: int) -> Iterator[Weight]:
+    """Each request that is pending among the first `below` rows, read again."""
+    shaping = Shaping(settings.model, settings.override_model, settings.set, settings.stream)
+    for request in Rows(index, sources, shaping, below=below, dedupe=settings.dedupe).requests():
+        if settings.dedupe and any(True for _ in index.answers_to(request.identity.digest)):
+            continue
+        size = size_of(request.body)
+        yield Weight(request.model, request.answer_tokens, 1, size.likely_tokens, size.most_tokens)
+
+
+def _expected(weights: Iterable[Weight], settings: Settings, likely_answer_tokens: int) -> dict[str, _Share]:
     """By model, what its requests are expected to come to."""
     shares: dict[str, _Share] = {}
     answers = settings.json_attempts if settings.check_json else 1
-    for request in requests:
-        share = shares.get(request.model)
+    for model, budget, requests, prompt, most in weights:
+        share = shares.get(model)
         if share is None:
-            share = shares[request.model] = _Share(_prices(settings, request.model) or [_FREE])
+            share = shares[model] = _Share(_prices(settings, model) or [_FREE])
         prices = share.prices
-        size = size_of(request.body)
-        prompt = size.likely_tokens
-        answer = min(request.answer_tokens or likely_answer_tokens, likely_answer_tokens)
-        most = request.answer_tokens or UNBOUNDED_ANSWER_TOKENS
-        share.requests += 1
+        answer = requests * min(budget or likely_answer_tokens, likely_answer_tokens)
+        most_answer = requests * (budget or UNBOUNDED_ANSWER_TOKENS)
+        share.requests += requests
         share.tokens += prompt + answer
         share.likely_cost += sum(price.cost(prompt, 0, answer) for price in prices) / len(prices)
-        share.worst_cost += answers * max(price.cost(size.most_tokens, 0, most) for price in prices)
+        share.worst_cost += answers * max(price.cost(most, 0, most_answer) for price in prices)
     return shares
 
 

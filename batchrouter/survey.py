@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, Self, cast
 
 from batchrouter.distinct import sorted_run
+from batchrouter.estimate import answer_budget, size_of
 from batchrouter.insertion import SURVEYED
-from batchrouter.intake import Shaping, Source, read_identity, read_usual_identity
+from batchrouter.intake import Shaping, Source, read_identity, read_row, read_usual
 from batchrouter.jsonl import Line, Stretch, read_stretches
+from batchrouter.records import Identity, Request
 
 _LARGE_BYTES: Final = 64 * 2**20
 _PART_BYTES: Final = 8 * 2**20
@@ -43,13 +45,17 @@ class Found(NamedTuple):
     values: list[Any]
     models: list[str]
     keys: bytes
+    weights: list[tuple[Any, ...]]  # `estimate.Weight`s of the requests, where that was asked for
 
 
 class _Way(NamedTuple):
-    """How the lines of a file are read: its number and label, and what settings do to bodies."""
+    """How the lines of a file are read: its number and label, whether requests are weighed, and what settings do to
+    bodies.
+    """
 
     number: int
     label: str
+    weighs: bool
     shaping: Shaping
 
 
@@ -67,16 +73,17 @@ def survey(
     check: Callable[[], None],
     *,
     number: int = 0,
+    weighs: bool = False,
     large_bytes: int = _LARGE_BYTES,
     part_bytes: int = _PART_BYTES,
 ) -> Iterator[Found]:
     """Every row of a source, file `number` of the run, in order, many at a time; raises UsageError or DiskError where
     it cannot be read on.
 
-    `check` is called now and then; what it raises ends the survey. A plain file of `large_bytes` or more is read by
-    several processes, in parts of about `part_bytes`.
+    `check` is called now and then; what it raises ends the survey. Where it `weighs`, it takes half as long again. A
+    plain file of `large_bytes` or more is read by several processes, in parts of about `part_bytes`.
     """
-    way = _Way(number, source.label, shaping)
+    way = _Way(number, source.label, weighs, shaping)
     with source.reading() as file:
         is_plain = isinstance(cast("io.BufferedReader", file).raw, io.FileIO)
         size = os.fstat(file.fileno()).st_size if is_plain else 0
@@ -114,6 +121,7 @@ class _Rows:
         self._way = way
         self._values: list[Any] = []
         self._models: dict[str, int] = {}
+        self._weights: dict[tuple[str, int], tuple[int, int, int]] = {}
 
     @property
     def count(self) -> int:
@@ -122,17 +130,19 @@ class _Rows:
     def add(self, stretch: Stretch, end: int) -> None:
         """The rows of the lines that begin before `end`."""
         values, models, file = self._values, self._models, self._way.number
-        may_be_usual = self._way.shaping.spares_usual_rows
+        may_be_usual, weighs = self._way.shaping.spares_usual_rows, self._way.weighs
         start = stretch.start
         for number, raw in enumerate(stretch.raws, stretch.first):
             if start >= end:
                 return
             length = len(raw) + 1
-            usual = read_usual_identity(raw) if may_be_usual else None
+            usual = read_usual(raw) if may_be_usual else None
             if usual is None:
                 self.add_line(Line(number, start, raw, length))
             else:
-                key, digest, model = usual
+                key, digest, model, body, fields = usual
+                if weighs:
+                    self._weigh(model, answer_budget(fields), body)
                 place = models.get(model)
                 if place is None:
                     place = models[model] = len(models)
@@ -141,17 +151,32 @@ class _Rows:
 
     def add_line(self, line: Line) -> None:
         """The row of a line of any kind, if it has one."""
-        found = read_identity(line, self._way.label, self._way.shaping)
+        found = self._weighed(line) if self._way.weighs else read_identity(line, self._way.label, self._way.shaping)
         if found is not None:
             (key, digest), model = found
             place = self._models.setdefault(model, len(self._models))
             fields = (self._way.number, key, digest, line.number, line.start, line.length, int(not model), place)
             self._values += fields
 
+    def _weighed(self, line: Line) -> tuple[Identity, str] | None:
+        """What `read_identity` gives; a request is weighed."""
+        row = read_row(line, 0, self._way.label, self._way.shaping)
+        if not isinstance(row, Request):
+            return None if row is None else (row.identity, "")
+        self._weigh(row.model, row.answer_tokens, row.body)
+        return row.identity, row.model
+
+    def _weigh(self, model: str, budget: int, body: bytes) -> None:
+        size = size_of(body)
+        requests, likely, most = self._weights.get((model, budget), (0, 0, 0))
+        self._weights[model, budget] = (requests + 1, likely + size.likely_tokens, most + size.most_tokens)
+
     def taken(self) -> Found:
         """All of them; from now on there are none."""
-        found = Found(self._values, list(self._models), sorted_run(self._values[SURVEYED.index("key") :: _WIDTH]))
-        self._values, self._models = [], {}
+        keys = sorted_run(self._values[SURVEYED.index("key") :: _WIDTH])
+        weights = [(*which, *weight) for which, weight in self._weights.items()]
+        found = Found(self._values, list(self._models), keys, weights)
+        self._values, self._models, self._weights = [], {}, {}
         return found
 
 
@@ -214,7 +239,7 @@ class _Helper:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C is for the run to hear
             )
-        self._send((str(path.absolute()), way.number, way.label, *astuple(way.shaping)))
+        self._send((str(path.absolute()), way.number, way.label, way.weighs, *astuple(way.shaping)))
 
     def __enter__(self) -> Self:
         return self
@@ -257,8 +282,8 @@ class _Helper:
 def serve() -> None:
     """The other side of a `_Helper`: reads what it is told to, until nobody tells any more."""
     told, answers = sys.stdin.buffer, sys.stdout.buffer
-    path, number, label, *fields = marshal.load(told)  # noqa: S302  (as above)
-    way = _Way(number, label, Shaping(*fields))
+    path, number, label, weighs, *fields = marshal.load(told)  # noqa: S302  (as above)
+    way = _Way(number, label, weighs, Shaping(*fields))
     gc.disable()  # nothing here is part of a ring, and there is much of it
     with contextlib.suppress(EOFError, BrokenPipeError), Path(path).open("rb", buffering=_BLOCK_BYTES) as file:
         while True:

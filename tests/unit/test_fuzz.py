@@ -19,7 +19,7 @@ from batchrouter import jsontext
 from batchrouter.answercheck import AnswerCheck
 from batchrouter.frontier import Job
 from batchrouter.hints import read_hints
-from batchrouter.intake import PATHS, Shaping, identify, read_identity, read_planned, read_row, read_usual_identity
+from batchrouter.intake import PATHS, Shaping, identify, read_identity, read_planned, read_row, read_usual
 from batchrouter.jsonl import Line
 from batchrouter.records import Fault, Refusal, Reply, Request
 from batchrouter.redaction import Redactor
@@ -168,16 +168,17 @@ def test_any_line_is_a_request_or_a_refusal(
             assert quick == (row.identity, row.model)
             if shaping.spares_usual_rows:
                 assert read_planned(line.raw or b"", 0, "f.jsonl", 3, row.identity) in (row, None)
-    usual = read_usual_identity(line.raw or b"") if shaping.spares_usual_rows else None
+    usual = read_usual(line.raw or b"") if shaping.spares_usual_rows else None
     assert usual is None or (usual[:2], usual[2]) == quick
+    assert usual is None or (isinstance(row, Request) and row.body == usual[3])
 
 
 def test_usual_rows_are_taken_for_it() -> None:
     """As batch files have them, whatever stands in their bodies but `stream`; no row that settings may change."""
     body = b'{"model": "m", "messages": [{"role": "user", "content": "hi }} \xc3\xa9"}], "n": 2}'
     raw = b'{"custom_id": "a b", "method": "POST", "url": "/v1/chat/completions", "body": %b}' % body
-    assert read_usual_identity(raw) == (*identify("a b", body), "m")
-    assert read_usual_identity(raw.replace(b": ", b":")) is not None
+    assert read_usual(raw) == (*identify("a b", body), "m", body, jsontext.loads(body))
+    assert read_usual(raw.replace(b": ", b":")) is not None
     assert Shaping(model="m").spares_usual_rows
     for shaping in (Shaping(stream=True), Shaping(override_model="m"), Shaping(defaults=(("n", "1"),))):
         assert not shaping.spares_usual_rows

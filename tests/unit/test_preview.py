@@ -56,6 +56,24 @@ def test_the_worst_and_the_likely_cost_are_reckoned_from_the_rows(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+def test_only_what_is_asked_is_reckoned(tmp_path: Path) -> None:
+    """Not a row that is invalid, a duplicate, beyond --limit, answered, or an equal of another with --dedupe: the figures
+    are those of the rows that are left, by themselves.
+    """
+
+    def figures(rows: list[Any], name: str = "in", **settings: Any) -> tuple[int, float | None, float | None]:
+        path = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        found = preview([str(path)], tmp_path / "no.run", Settings(models={"gpt-5.4": Model(price=PRICE)}, **settings))
+        return found.tokens, found.cost, found.likely_cost
+
+    rows = [request_row(n, "x" * 9 * n, max_tokens=10 * n + 1) for n in range(4)]
+    wanted = figures(rows[:3], "few")
+    assert figures([*rows[:3], {"custom_id": "bad", "body": {}}]) == wanted
+    assert figures([*rows[:3], {**rows[3], "custom_id": rows[0]["custom_id"]}]) == wanted
+    assert figures(rows, limit=3) == wanted
+    assert figures([*rows[:3], {**rows[1], "custom_id": "equal"}], dedupe=True) == pytest.approx(wanted)
+
+
 def test_rows_answered_before_say_what_a_row_costs(tmp_path: Path) -> None:
     """The mean of what each answered row of the model took, its failures and truncations included."""
     path = rows_of(tmp_path, *"abcdefgh")

@@ -13,7 +13,9 @@ import pytest
 
 from batchrouter.distinct import sorted_run
 from batchrouter.errors import UsageError
+from batchrouter.estimate import Weight
 from batchrouter.intake import Shaping, Source
+from batchrouter.plan import Weights
 from batchrouter.survey import Found, survey
 
 Row = tuple[object, ...]
@@ -44,7 +46,7 @@ def children() -> set[int]:
 def rows_of(parts: Iterable[Found]) -> list[Row]:
     """Every row with all that is said of it, its model by name; each part's keys are checked on the way."""
     rows = []
-    for values, models, keys in parts:
+    for values, models, keys, _ in parts:
         found = [tuple(values[at : at + 8]) for at in range(0, len(values), 8)]
         assert keys == sorted_run(row[1] for row in found)
         rows += [(*row[:-1], models[row[-1]]) for row in found]
@@ -99,3 +101,24 @@ def test_a_compressed_file_is_read_by_one(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(source.path.read_bytes()))
     again = rows_of(survey(Source("in.jsonl", packed), Shaping(), lambda: None, large_bytes=1, part_bytes=100))
     assert again == alone(source, Shaping())
+
+
+def test_requests_are_weighed_where_that_is_wanted(tmp_path: Path) -> None:
+    """Each once, by model and budget, whoever reads it and however it is written: as many bytes as are sent."""
+    bodies = [
+        f'{{"model": "m{n % 2}", "messages": [{{"role": "user", "content": "{"x" * n}"}}], "max_tokens": {n % 3}}}'
+        for n in range(40)
+    ]
+    usual = '{"custom_id": "r%d", "method": "POST", "url": "/v1/chat/completions", "body": %s}'
+    rows = [usual % (n, body) if n % 4 else body for n, body in enumerate(bodies)]
+    (tmp_path / "in.jsonl").write_text("\n".join([*rows[:20], "{}", "", *rows[20:]]))
+    expected = Weights()
+    for n, body in enumerate(bodies):
+        expected.add(Weight(f"m{n % 2}", n % 3, 1, len(body) // 4, len(body)))
+    for size in ({}, {"large_bytes": 1, "part_bytes": 700}):
+        found = Weights()
+        for part in survey(Source("in.jsonl", tmp_path / "in.jsonl"), Shaping(), lambda: None, weighs=True, **size):
+            for weight in part.weights:
+                found.add(Weight._make(weight))
+        assert sorted(found) == sorted(expected)
+    assert not any(part.weights for part in survey(write(tmp_path / "other.jsonl", 9), Shaping(), lambda: None))
