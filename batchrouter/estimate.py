@@ -10,12 +10,13 @@ likely and 2,000 at most, whatever its size: a `data:` URL is no text, and none 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 LIKELY_ANSWER_TOKENS: Final = 256
 UNBOUNDED_ANSWER_TOKENS: Final = 4096  # what an answer is reckoned at, at most, where the row sets no bound
 _BYTES_A_TOKEN: Final = 4
+_MOST_WEIGHTS: Final = 10_000
 _PICTURE_TOKENS: Final = 1000
 _PICTURE_MOST_TOKENS: Final = 2000
 _BUDGETS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -51,6 +52,23 @@ class Weight(NamedTuple):
     requests: int
     likely_tokens: int
     most_tokens: int
+
+
+class Weights:
+    """What the requests of an input come to, by model and answer budget; none where there are too many of those."""
+
+    def __init__(self) -> None:
+        self._weights: dict[tuple[str, int], Weight] = {}
+
+    def __iter__(self) -> Iterator[Weight]:
+        return iter(self._weights.values())
+
+    def add(self, weight: Weight) -> None:
+        """Put something on."""
+        before = self._weights.get(weight[:2], weight._replace(requests=0, likely_tokens=0, most_tokens=0))
+        if len(self._weights) <= _MOST_WEIGHTS:
+            sums = (one + other for one, other in zip(before[2:], weight[2:], strict=True))
+            self._weights[weight[:2]] = Weight(*weight[:2], *sums)
 
 
 def size_of(body: bytes) -> Size:

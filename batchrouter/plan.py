@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from batchrouter.distinct import Distinct
 from batchrouter.errors import UsageError
-from batchrouter.estimate import Weight
+from batchrouter.estimate import Weight, Weights
 from batchrouter.index import DUPLICATE, INVALID, LOG_OF, Index, Logged, Unusable, remove
 from batchrouter.insertion import SURVEYED
 from batchrouter.intake import Shaping, Source, key_of_duplicate
@@ -28,7 +28,6 @@ from batchrouter.usage import Totals
 _SHOWN: Final = 20
 _CHECK_EVERY: Final = 4096
 _MOST_MODELS: Final = 10_000
-_MOST_WEIGHTS: Final = 10_000
 
 Item = TypeVar("Item")
 
@@ -262,23 +261,6 @@ def build_index(
         index.mark_duplicates(lambda key, file, line: key_of_duplicate(key, sources[file].label, line))
     index.put_meta({"models": list(found.models), "firsts": found.firsts})
     return index
-
-
-class Weights:
-    """What the requests of an input come to, by model and answer budget; none where there are too many of those."""
-
-    def __init__(self) -> None:
-        self._weights: dict[tuple[str, int], Weight] = {}
-
-    def __iter__(self) -> Iterator[Weight]:
-        return iter(self._weights.values())
-
-    def add(self, weight: Weight) -> None:
-        """Put something on."""
-        before = self._weights.get(weight[:2], weight._replace(requests=0, likely_tokens=0, most_tokens=0))
-        if len(self._weights) <= _MOST_WEIGHTS:
-            sums = (one + other for one, other in zip(before[2:], weight[2:], strict=True))
-            self._weights[weight[:2]] = Weight(*weight[:2], *sums)
 
 
 class _Models(dict[str, int]):

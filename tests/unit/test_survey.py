@@ -13,9 +13,8 @@ import pytest
 
 from batchrouter.distinct import sorted_run
 from batchrouter.errors import UsageError
-from batchrouter.estimate import Weight
+from batchrouter.estimate import Weight, Weights
 from batchrouter.intake import Shaping, Source
-from batchrouter.plan import Weights
 from batchrouter.survey import Found, survey
 
 Row = tuple[object, ...]
