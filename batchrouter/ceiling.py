@@ -42,7 +42,7 @@ _SURE: Final = 0.05  # one as exact as this is not given up for one refusal
 _UNKNOWN: Final = 0.5  # of one less exact than this hardly anything is known:
 _UNKNOWN_HOLD_S: Final = 0.25  # it is not held, but doubled every second
 _GROWN: Final = 0.1  # the error of a ceiling that was found at such growth
-_TRUE: Final = 0.9  # of a rate accepted, and it was not far wrong
+_TRUE: Final = 0.9  # of the rate was measured, and it is not far wrong: nor is it where a part of a window was
 _DOUBT_S: Final = 0.5
 
 _CLIMB: Final = 0.03  # of the ceiling, or a third of its error: times the cube of the time in climbs
@@ -155,13 +155,14 @@ class Ceiling:
         if self.top is None:
             top, error = self._guessed(first_at, end, unit)
         else:
-            top, error = self._measured(end, unit)
+            top, error, lasted_s = self._measured(end, unit)
+            is_plausible = top >= _TRUE * self.rate or lasted_s < self.longest_s
             if not self.is_early(now):
                 self._margin = max(_MARGIN if is_dear else _MARGINS[0], self._margin - _NARROWER)
                 lately = self._lately(first_at, end, unit)
                 if lately > top:
                     top, error = lately, _GROWN if self._error > _UNKNOWN else 0.0
-            elif self._is_told or (top >= _TRUE * self.rate and self._error <= _ROUGH):
+            elif self._is_told or (is_plausible and self._error <= _ROUGH):
                 is_surprise = True
                 self._margin = min(_MARGINS[1], max(self._margin, 0.0) + _WIDER * (1 + self._is_told))
                 if not self._was_surprised and (not is_dear or self._error < _SURE):
@@ -189,8 +190,10 @@ class Ceiling:
         near = [told for told in self._told if low / _TOLD_NEAR < told < high * _TOLD_NEAR]
         return near[0] if near else math.sqrt(low * high), min(1.0, 1 / lasted_s)
 
-    def _measured(self, end: End, unit: float) -> tuple[float, float]:
-        """From the latest end that is far enough back to tell, to this one: a ceiling, and its relative error."""
+    def _measured(self, end: End, unit: float) -> tuple[float, float, float]:
+        """From the latest end that is far enough back to tell, to this one: a ceiling, its relative error, and how long
+        that was.
+        """
         for start in reversed(self._ends):
             accepted = max(end.accepted - start.accepted, unit)
             if accepted >= _ENOUGH * unit:
@@ -199,8 +202,8 @@ class Ceiling:
         low, high = _bounds(accepted, lasted_s, start.rest_s, start.window_s)
         error = (1 - low / high) / 2 + (start.blur_s + end.blur_s) / 2 / lasted_s
         if lasted_s < start.window_s:
-            return low, min(1.0, max(error, 1 - lasted_s / start.window_s))
-        return math.sqrt(low * high), min(1.0, error)
+            return low, min(1.0, max(error, 1 - lasted_s / start.window_s)), lasted_s
+        return math.sqrt(low * high), min(1.0, error), lasted_s
 
     def _lately(self, first_at: float, end: End, unit: float) -> float:
         """The same over the last seconds; 0 where that cannot be told, or is but a part of a window."""
