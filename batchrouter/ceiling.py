@@ -288,8 +288,9 @@ class Ceiling:
         self._hold_s = 0.0
 
     def doubt(self) -> None:
-        """It may have been another limit: climb soon."""
+        """It may have been another limit: climb soon, and fast."""
         self._hold_s = min(self._hold_s, _DOUBT_S)
+        self._error = max(self._error, _UNKNOWN)
 
     def tell(self, limit: float, window_s: float | None, now: float) -> None:
         """The server tells a limit, and perhaps of how many seconds: a minute's as a rule, or one window's."""
