@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 DEV := .venv/dev
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench pacing clean
 
 $(READY): pyproject.toml
 	@echo "setting up .venv (once)"
@@ -30,6 +30,9 @@ check: $(DEV)  ## format, lint, types
 
 bench: $(DEV)  ## measured against a bare aiohttp loop in the same run
 	$(BIN)/python -m tests.bench
+
+pacing: $(DEV)  ## how the pace compares with others, in the simulator
+	PYTHONPATH=tests $(BIN)/python -m kit.comparison
 
 clean:
 	rm -rf .venv build dist demo.run .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -11,7 +11,8 @@ from collections import deque
 from typing import Final
 
 _EARLY, _LATE = 1.0, -0.5  # the score of an episode that came early, and of one that came when it was time
-_LEAST: Final = -2.0
+_LEAST: Final = -1.0
+_REFUTED: Final = -3.0
 _LUCK: Final = 3.0  # from this score on it is luck …
 _MOST_SHARE: Final = 0.1  # … where no larger share of requests is refused
 _EPISODES: Final = 6  # to tell that share from
@@ -37,11 +38,11 @@ class Luck:
         share = (refused - first_refused) / max(accepted - first_accepted, 1)
         if self.is_bad:
             if not is_isolated or (len(self._counts) > _EPISODES and share > _DENSER * self._share):
-                self.is_bad, self._score = False, _LEAST
+                self.is_bad, self._score = False, _REFUTED
         elif not is_isolated:
-            self._score = _LEAST
+            self._score = min(self._score, _LEAST)
         else:
-            self._score = max(_LEAST, self._score + (_EARLY if is_early else _LATE))
+            self._score = self._score + _EARLY if is_early else max(min(self._score, _LEAST), self._score + _LATE)
             if self._score >= _LUCK and share < _MOST_SHARE:
                 self.is_bad, self._share = True, share
                 self._counts = deque([self._counts[-1]], maxlen=_EPISODES + 1)

@@ -171,6 +171,22 @@ class Concurrency:
 
 
 @dataclass(slots=True)
+class Chance:
+    """No limit: this share is refused, whatever the pace."""
+
+    share: float
+    rng: random.Random
+
+    def take(self, now: float, tokens: int) -> float | None:
+        del now, tokens
+        return 0.05 if self.rng.random() < self.share else None
+
+    def hints(self, now: float) -> Hints:
+        del now
+        return Hints()
+
+
+@dataclass(slots=True)
 class Server:
     """`limits` refuse; `slots` serve so many at once and let the rest wait (None: any number at once).
 
