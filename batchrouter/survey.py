@@ -27,14 +27,14 @@ from batchrouter.jsonl import Line, Stretch, read_stretches
 from batchrouter.records import Identity, Request
 
 _LARGE_BYTES: Final = 64 * 2**20
-_PART_BYTES: Final = 8 * 2**20
+_PART_BYTES: Final = 4 * 2**20
 _BLOCK_BYTES: Final = 2**20
 _MOST_PROCESSES: Final = 8
 _AHEAD: Final = 2  # parts that a process is given before its first is taken
 _SIZE_BYTES: Final = 8  # before each of a process's answers: how long it is
 
 _WIDTH: Final = len(SURVEYED)
-_ROWS_AT_ONCE: Final = 2**14
+_ROWS_AT_ONCE: Final = 2**12
 
 
 class Found(NamedTuple):
