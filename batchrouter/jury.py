@@ -88,6 +88,8 @@ class Jury:
         return self._release(lambda _: True)
 
     def _release(self, condition: Callable[[Failure], bool]) -> list[Failure]:
+        if self.halt is not None:  # what is answered while the run stops comes too late
+            return []
         released = [held for held in self._held if condition(held)]
         self._held = [held for held in self._held if not condition(held)]
         return released

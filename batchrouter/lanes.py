@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from batchrouter.circuit import Circuit, Left
 from batchrouter.frontier import Job
@@ -51,6 +51,7 @@ class Lane:
     answered: int = 0
     failed: int = 0
     latest: int = 0  # the nth that left last
+    is_gone: bool = False  # there is no such model, and others stand in for it
 
     @property
     def endpoint(self) -> str:
@@ -60,6 +61,7 @@ class Lane:
     def share(self) -> Share:
         """What it did so far, and how it is."""
         state = self.place.halt.reason if self.place.halt is not None else self.throttle.state()
+        state = _GONE if self.is_gone else state
         return Share(self.name, self.answered, self.failed, state)
 
     @property
@@ -70,6 +72,9 @@ class Lane:
     def excuses(self, sent_s: float) -> bool:
         """Whether what left here at that moment, and failed, did so in an outage."""
         return self.throttle.circuit.excuses(sent_s) or self.place.circuit.excuses(sent_s)
+
+
+_GONE: Final = "no such model"
 
 
 def _no_backlog(_: Hashable) -> int:
@@ -88,6 +93,7 @@ class Lanes:
         self._endpoints = endpoints
         self.is_plural = endpoints > 1 or routes.is_plural
         self._by_route: dict[Route, Lane] = {}
+        self._gone: set[Route] = set()
         self._only: dict[str, Lane] = {}  # names with one way, on which bodies go as they are
         self.all: list[Lane] = []
         self.backlog: Callable[[Hashable], int] = _no_backlog  # rows that wait for a worker of a lane
@@ -110,7 +116,7 @@ class Lanes:
             job.route, job.sending = None, job.request
             return only, 0.0
         name = job.names[0] if job.names else job.request.model
-        routes = self._routes.of(name, job.request.identity.key)
+        routes = self._ways(name, job)
         if len(routes) == 1:
             lane = self._lane(routes[0])
             if not lane.is_closed:
@@ -142,7 +148,14 @@ class Lanes:
     def _stand_ins(self, job: Job) -> Iterator[tuple[Route, ...]]:
         names = job.names[1:] if job.names else self._routes.chain(job.request.model)
         for name in names:
-            yield self._routes.of(name, job.request.identity.key)
+            yield self._ways(name, job)
+
+    def _ways(self, name: str, job: Job) -> tuple[Route, ...]:
+        """The routes of a name, without those whose model is gone, if any are left."""
+        routes = self._routes.of(name, job.request.identity.key)
+        if not self._gone:
+            return routes
+        return tuple(route for route in routes if route not in self._gone) or routes
 
     def _take(self, job: Job, route: Route, lane: Lane) -> Lane:
         if job.route is not route:
@@ -154,9 +167,8 @@ class Lanes:
 
     def has_way_out(self, job: Job, now: float, shut_s: float) -> bool:
         """Whether a row could be asked elsewhere in less than half of the time that its own lane is shut for."""
-        key = job.request.identity.key
         name = job.names[0] if job.names else job.request.model
-        for routes in (self._routes.of(name, key), *self._stand_ins(job)):
+        for routes in (self._ways(name, job), *self._stand_ins(job)):
             for route in routes:
                 lane = self._lane(route)
                 is_open = route != job.route and not lane.is_closed
@@ -169,6 +181,19 @@ class Lanes:
         return not (self.is_plural and lane.is_closed and any(not other.is_closed for other in self.all))
 
     # --- when a way fails --------------------------------------------------------------------------------------------
+
+    def strikes_off(self, lane: Lane, job: Job) -> bool:
+        """There is no such model where a row was asked: nobody goes there again; false where there is no other way."""
+        if job.route is None:
+            return False
+        name = job.names[0] if job.names else job.request.model
+        if all(route in {job.route, *self._gone} for route in self._routes.of(name, job.request.identity.key)):
+            return False
+        if job.route not in self._gone:
+            self._gone.add(job.route)
+            lane.is_gone = sum(other is lane for other in self._by_route.values()) == 1
+            lane.throttle.note("model_gone", model=job.route.model, endpoint=job.route.endpoint)
+        return True
 
     def falls_back(self, job: Job) -> bool:
         """Send a row to the next name of its chain; false when there is none. What failed no longer counts."""

@@ -427,7 +427,7 @@ class Runner:
         now: float,
     ) -> None:
         """Book a row as failed, or hold it back while it may be everybody's failure."""
-        if self._goes_elsewhere(job, answer, blame) or (blame == "endpoint" and lane.excuses(sent.at)):
+        if self._goes_elsewhere(lane, job, answer, blame) or (blame == "endpoint" and lane.excuses(sent.at)):
             self._put_back(job, now)
             return
         reply = answer if isinstance(answer, Reply) and (error is None or error[0] == "attempts_exhausted") else None
@@ -440,12 +440,15 @@ class Runner:
         if self._jury.halt is not None:
             self.stop(self._jury.halt)
 
-    def _goes_elsewhere(self, job: Job, answer: Reply | Fault, blame: Blame) -> bool:
+    def _goes_elsewhere(self, lane: Lane, job: Job, answer: Reply | Fault, blame: Blame) -> bool:
         """Whether a row that would be given up has another model to go to."""
         before = _model_of(job)
+        is_gone = isinstance(answer, Reply) and is_model_gone(answer)
+        if is_gone and self._lanes.strikes_off(lane, job):
+            return True
         if isinstance(answer, Reply) and is_too_long(answer):
             moves = self._lanes.widens(job)
-        elif blame == "endpoint" or (isinstance(answer, Reply) and is_model_gone(answer)):
+        elif blame == "endpoint" or is_gone:
             moves = self._lanes.falls_back(job)
         else:
             return False

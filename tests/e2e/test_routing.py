@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from kit.world import Served, has_lines, read_jsonl, request_row, run, running, serving, wait_until, write_jsonl
 
-from batchrouter.emulator import Behaviour, Latency
+from batchrouter.emulator import Behaviour, Latency, Limits
 
 KEYS = {"KEY_A": "sk-of-the-first-00001", "KEY_B": "sk-of-the-second-0002"}
 
@@ -102,6 +102,41 @@ def fail(served: Served, failure: str) -> None:
         if not failure:
             served.call(lambda emulator: setattr(emulator.behaviour.account, "key", KEYS["KEY_A"]))
             served.call(lambda emulator: setattr(emulator.behaviour.account, "balance", None))
+
+
+def test_a_model_of_a_pool_that_nobody_has_burns_no_row(tmp_path: Path) -> None:
+    """The others stand in for it, as the pool says; it is asked no more, and the summary names it."""
+    write_jsonl(tmp_path / "in.jsonl", [request_row(n) for n in range(400)])
+    (tmp_path / "batchrouter.toml").write_text('[pool.crew]\nmodels = ["gpt-5.4", "gpt-nobody", "gpt-5.4-mini"]\n')
+    with serving(Behaviour(models=("gpt-5.4", "gpt-5.4-mini"), latency=Latency(0.05))) as served:
+        done = run("run", "in.jsonl", "--override-model", "crew", cwd=tmp_path, env=served.environment)
+        assert done.returncode == 0, done.stderr
+        assert served.asked < 400 + 100
+    assert {row["batchrouter"]["model"] for row in read_jsonl(tmp_path / "in.run/results.jsonl")} == {
+        "gpt-5.4",
+        "gpt-5.4-mini",
+    }
+    assert "gpt-nobody: 0 answered (no such model)" in done.stderr
+    events = read_jsonl(tmp_path / "in.run/events.jsonl")
+    assert [event["model"] for event in events if event["event"] == "model_gone"] == ["gpt-nobody"]
+
+
+def test_unknown_limits_of_two_endpoints_are_both_used(tmp_path: Path) -> None:
+    """100 and 300 requests a second: the quicker gets more of the rows, and hardly any is refused."""
+    write_jsonl(tmp_path / "in.jsonl", [request_row(n) for n in range(1200)])
+    with ExitStack() as stack:
+        served = [
+            stack.enter_context(
+                serving(Behaviour(key=key, latency=Latency(0.05), limits=Limits(requests_per_minute=rpm, burst=20)))
+            )
+            for key, rpm in zip(KEYS.values(), (6_000, 18_000), strict=True)
+        ]
+        (tmp_path / "batchrouter.toml").write_text("".join(map(endpoint, "ab", served)))
+        done = run("run", "in.jsonl", cwd=tmp_path, env=KEYS)
+        assert done.returncode == 0, done.stderr
+    shares = Counter(row["batchrouter"]["endpoint"] for row in read_jsonl(tmp_path / "in.run/results.jsonl"))
+    assert shares["b"] > shares["a"] > 100
+    assert sum(one.asked for one in served) <= 1200 * 1.03
 
 
 def test_a_pool_and_a_fallback_by_the_command(tmp_path: Path) -> None:

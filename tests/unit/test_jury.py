@@ -56,6 +56,15 @@ def test_twenty_alike_stop_the_run_and_none_is_booked() -> None:
     assert "text 19" in jury.halt.reason
 
 
+def test_an_answer_while_the_run_stops_comes_too_late() -> None:
+    """What was in flight when the canary spoke may still be answered: the twenty stay unbooked, to be asked again."""
+    jury = Jury(rows=100)
+    heard(jury, [failure(n) for n in range(20)])
+    assert jury.answered() == []
+    assert jury.heard(HERE, 1e9) == []
+    assert heard(jury, [failure(20)]) == []
+
+
 def test_twenty_times_403_are_the_keys_fault() -> None:
     """A status of 403 on every row: exit 3."""
     jury = Jury(rows=100)
