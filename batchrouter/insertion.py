@@ -37,19 +37,19 @@ def insertions(rows: Iterable[list[Any]], most_values: int) -> Iterator[tuple[st
     """
     width = len(SURVEYED)
     most = min(_AT_ONCE, most_values // width)
-    columns, places = ", ".join(SURVEYED), ",".join("?" * width)
-    full = f"INSERT INTO row({columns}) VALUES" + ",".join([f"({places})"] * most)
+    columns, places = ", ".join(SURVEYED), f"({','.join('?' * width)})"
+    full = f"INSERT INTO row({columns}) VALUES" + ",".join([places] * most)
     rest: list[Any] = []
     has_first = False
     for values in rows:
         rest += values
         if rest and not has_first:
-            yield f"INSERT INTO row(n, {columns}) VALUES(0, {places})", rest[:width]
+            yield f"INSERT INTO row(n, {columns}) VALUES(0, {places[1:]}", rest[:width]
             del rest[:width]
             has_first = True
         whole = len(rest) - len(rest) % (most * width)
         for begin in range(0, whole, most * width):
             yield full, rest[begin : begin + most * width]
         del rest[:whole]
-    for begin in range(0, len(rest), width):
-        yield f"INSERT INTO row({columns}) VALUES({places})", rest[begin : begin + width]
+    if rest:
+        yield f"INSERT INTO row({columns}) VALUES" + ",".join([places] * (len(rest) // width)), rest
