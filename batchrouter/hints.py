@@ -2,9 +2,9 @@
 
 Rules of this file: pure; what cannot be read is absent, never an error and never 0; nothing is capped here (a wait
 of 31 years stays one: how long to believe it is the caller's to decide). Read: `Retry-After` (RFC 9110, 10.2.3),
-its relatives `retry-after-ms` and `llm_provider-retry-after`, `x-ratelimit-*` as OpenAI and its kin write them,
-and the IETF's `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers, the newer structured form
-and the older three headers).
+its relatives `retry-after-ms` and `llm_provider-retry-after`, `x-ratelimit-*` as OpenAI and its kin write them (with
+and without `-requests`), and the IETF's `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers, the
+newer structured form and the older three headers).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ _REQUESTS: Final = (
 )
 _TOKENS: Final = ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens")
 _OLDER: Final = ("ratelimit-limit", "ratelimit-remaining", "ratelimit-reset")
+_PLAIN: Final = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
 
 _GO_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|μs|ms|s|m|h|d)", re.ASCII)
 _GO_UNITS_S: Final = {
@@ -74,6 +75,7 @@ def read_hints(headers: Mapping[str, str], now_wall: float) -> Hints | None:
         or "x-ratelimit-remaining-tokens" in headers
         or "ratelimit" in headers
         or "ratelimit-limit" in headers
+        or "x-ratelimit-limit" in headers
     ):
         requests, tokens = _read_meters(headers, now_wall)
     if retry_after_s is None and requests is None and tokens is None:
@@ -104,7 +106,8 @@ def _read_retry_after(headers: Mapping[str, str], now_wall: float) -> float | No
 
 def _read_meters(headers: Mapping[str, str], now_wall: float) -> tuple[Meter | None, Meter | None]:
     requests = _meter_of(headers, *_REQUESTS, now_wall) or _structured(headers)
-    return requests or _meter_of(headers, *_OLDER, now_wall), _meter_of(headers, *_TOKENS, now_wall)
+    requests = requests or _meter_of(headers, *_OLDER, now_wall) or _meter_of(headers, *_PLAIN, now_wall)
+    return requests, _meter_of(headers, *_TOKENS, now_wall)
 
 
 def _meter_of(
