@@ -18,6 +18,9 @@ _ROWS: Final = 3  # … of at least so many rows
 _MOST_OF: Final = 50  # or of so many attempts …
 _MOST: Final = 40  # … so many failed
 _NEARLY_ALL: Final = 0.8  # or ten, and so many of all that left since the first of them
+_LEAST_SILENCE_S: Final = 5.0
+_SILENT_FOR: Final = 4.0  # times the slowest of late answers
+_FADING: Final = 0.98  # of what the slowest counts for, with each answer
 _FIRST_PROBE_S: Final = 0.5
 _PROBE_GROWTH: Final = 1.6
 _LONGEST_PROBE_GAP_S: Final = 4.5  # an outage's end is noticed within 5 s
@@ -46,6 +49,7 @@ class Circuit:
         self._failing_from_s = -math.inf
         self._well_from_s = -math.inf
         self.open_since: float | None = None
+        self.is_silent = False  # open for nothing comes back, not for what has failed
         self.answered_to_s = -math.inf  # when the latest request left that was answered
 
     @property
@@ -65,6 +69,7 @@ class Circuit:
             if left.at_s < self._failing_from_s:
                 return False
             self.open_since = None
+            self.is_silent = False
             self._well_from_s = left.at_s
             self._recent.clear()
         if self._since_count and (closes or left.nth > self._since_nth):
@@ -78,6 +83,7 @@ class Circuit:
         connection), when the `latest` to leave was the nth; true when the circuit opened by it.
         """
         if self.excuses(left.at_s):
+            self.is_silent = False
             return False
         self._recent.append((row, True, left.at_s))
         self._since_nth = min(self._since_nth, left.nth) if self._since_count else left.nth
@@ -101,6 +107,13 @@ class Circuit:
             self._failing_from_s = now
             self._open(now, _FIRST_REFUSED_PROBE_S, _LONGEST_REFUSED_GAP_S)
 
+    def fall_silent(self, now: float) -> None:
+        """Open it, as nothing comes back any more; whatever is answered after that closes it."""
+        if self.open_since is None:
+            self.is_silent = True
+            self._failing_from_s = -math.inf
+            self._open(now, _FIRST_PROBE_S, _LONGEST_PROBE_GAP_S)
+
     def _open(self, now: float, gap_s: float, longest_gap_s: float) -> None:
         self.open_since = now
         self._gap_s, self._longest_gap_s = gap_s, longest_gap_s
@@ -122,6 +135,32 @@ class Circuit:
         """A probe leaves; the next one waits longer."""
         self._gap_s = min(self._longest_gap_s, self._gap_s * _PROBE_GROWTH)
         self._next_probe_s = now + self._gap_s
+
+
+class Silence:
+    """Whether requests are taken and nothing comes back: for several times as long as the slowest of late answers took.
+
+    Time is counted as it is looked at, so that a process that was suspended takes its own silence for nobody's.
+    """
+
+    def __init__(self) -> None:
+        self._slowest_s = 0.0
+        self._quiet_s = 0.0
+        self._looked_s = -math.inf
+
+    def heard(self, latency_s: float) -> None:
+        """An attempt ended by an answer, be it a refusal, after so long."""
+        self._slowest_s = max(latency_s, _FADING * self._slowest_s)
+        self._quiet_s = 0.0
+
+    def look(self, now: float, for_s: float, *, in_flight: int, heard_s: float) -> bool:
+        """Called every `for_s`, with when a byte last came in; whether it is silent. Never before the first answer."""
+        if not in_flight or heard_s > self._looked_s:
+            self._quiet_s = 0.0
+        self._quiet_s += for_s
+        self._looked_s = now
+        enough_s = max(_LEAST_SILENCE_S, _SILENT_FOR * self._slowest_s)
+        return in_flight >= _ROWS and self._slowest_s > 0 and self._quiet_s >= enough_s
 
 
 def _are_many(rows: list[int | None]) -> bool:

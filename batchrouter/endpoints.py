@@ -52,7 +52,7 @@ class Endpoints:
             name: _transport(settings, endpoint, keys[name], most) for name, endpoint in self._endpoints.items()
         }
         self._places = {
-            name: Place(name, self._transports[name].send, endpoint.weight)
+            name: Place(name, self._transports[name].send, endpoint.weight, heard_s=self._transports[name].heard_s)
             for name, endpoint in self._endpoints.items()
         }
         self._by_limit: dict[str, Lane] = {}

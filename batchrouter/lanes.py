@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from batchrouter.circuit import Circuit, Left
+from batchrouter.circuit import Circuit, Left, Silence
 from batchrouter.frontier import Job
 from batchrouter.records import Fault, Halt, Reply, Request, Share
 from batchrouter.routing import Route, Routes, choose
@@ -29,6 +29,10 @@ class Send(Protocol):
         ...
 
 
+def _never() -> float:
+    return -math.inf
+
+
 @dataclass(slots=True, eq=False)
 class Place:
     """An endpoint as the lanes to it share it: one circuit for all of them, and why it is closed to us, if it is."""
@@ -38,6 +42,7 @@ class Place:
     weight: float = 1.0
     circuit: Circuit = field(default_factory=Circuit)
     halt: Halt | None = None
+    heard_s: Callable[[], float] = _never  # when a byte last came in, by the loop's clock
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +57,7 @@ class Lane:
     failed: int = 0
     latest: int = 0  # the nth that left last
     is_gone: bool = False  # there is no such model, and others stand in for it
+    silence: Silence = field(default_factory=Silence)
 
     @property
     def endpoint(self) -> str:
@@ -222,7 +228,10 @@ class Lanes:
 
     def take_evidence(self, lane: Lane, row: int | None, left: Left, now: float) -> bool:
         """An attempt of `row` failed by the endpoint; true when the lane, or all of its endpoint, closed by it."""
-        opened = lane.throttle.circuit.failed(row, left, now, latest=lane.latest)
+        circuit = lane.throttle.circuit
+        if not circuit.is_open and circuit.excuses(left.at_s):
+            return False
+        opened = circuit.failed(row, left, now, latest=lane.latest)
         return lane.place.circuit.failed(row, Left(left.at_s), now) or opened
 
     def reopen(self, lane: Lane, left: Left) -> bool:
@@ -248,8 +257,8 @@ class Lanes:
         opened = [
             since
             for lane in self.all
-            for since in (lane.throttle.circuit.open_since, lane.place.circuit.open_since)
-            if since is not None and lane.place.halt is None
+            for circuit in (lane.throttle.circuit, lane.place.circuit)
+            if (since := circuit.open_since) is not None and not circuit.is_silent and lane.place.halt is None
         ]
         return min(opened, default=math.inf)
 

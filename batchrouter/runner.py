@@ -182,19 +182,22 @@ class Runner:
 
     def _hire(self, lane: Lane) -> None:
         """Have as many workers as may be in flight."""
+        while lane.workers < lane.throttle.pace.concurrency + lane.throttle.stuck and self._halt is None:
+            self._hire_one(lane)
+
+    def _hire_one(self, lane: Lane) -> None:
         assert self._group is not None  # noqa: S101  (`run` is under way)
-        while lane.workers < lane.throttle.pace.concurrency and self._halt is None:
-            lane.workers += 1
-            worker = self._group.create_task(self._work(lane))
-            self._workers[worker] = False
-            worker.add_done_callback(self._workers.pop)
+        lane.workers += 1
+        worker = self._group.create_task(self._work(lane))
+        self._workers[worker] = False
+        worker.add_done_callback(self._workers.pop)
 
     async def _work(self, lane: Lane) -> None:
         worker = asyncio.current_task()
         assert worker is not None  # noqa: S101  (a coroutine runs in a task)
         throttle, tally, send = lane.throttle, self._tally, lane.place.send
         try:
-            while lane.workers <= throttle.pace.concurrency:
+            while lane.workers <= throttle.pace.concurrency + throttle.stuck or throttle.circuit.is_silent:
                 job = await self._frontier.next(lane)
                 if job is None:
                     return
@@ -221,6 +224,8 @@ class Runner:
                 finally:
                     tally.in_flight -= 1
                     throttle.left()
+                    if throttle.stuck:
+                        throttle.unstick(sent)
                     self._workers[worker] = False
                 self._conclude(lane, job, answer, sent)
         except DiskError as error:
@@ -252,7 +257,23 @@ class Runner:
             self._stop(halt, max(self._grace_s, self._deadline.left_s(now, self._wall())))
         elif (halt := self._dead_end(now)) is not None:
             self.stop(halt)
+        for lane in self._lanes.all:
+            self._listen(lane, now)
         self._clock = self._loop.call_later(_CLOCK_S, self._look_at_clock)
+
+    def _listen(self, lane: Lane, now: float) -> None:
+        """Send nothing but probes where nothing comes back; each has a worker of its own, as all others wait."""
+        throttle = lane.throttle
+        in_flight = throttle.in_flight - throttle.stuck
+        silent = lane.silence.look(now, _CLOCK_S, in_flight=in_flight, heard_s=lane.place.heard_s())
+        has_more = self._frontier.has_fresh or self._frontier.waiting > 0
+        if silent and has_more and not lane.is_closed:
+            self._last_trouble = "requests are taken, and nothing comes back"
+            throttle.fall_silent(now)
+            throttle.note("circuit_open", lane=lane.name, reason=self._last_trouble)
+            self._move_away(lane.place)
+        if throttle.circuit.is_silent and lane.workers == throttle.in_flight and self._halt is None:
+            self._hire_one(lane)
 
     def _dead_end(self, now: float) -> Halt | None:
         """The stop, where nothing goes on but what waits for an endpoint that is down too long, or refuses us."""
@@ -295,6 +316,8 @@ class Runner:
             rng=self._rng,
         )
         now = self._loop.time()
+        if isinstance(answer, Reply) or answer.code != "timeout":
+            lane.silence.heard(now - sent.at)
         if isinstance(verdict, Accept) and isinstance(answer, Reply):
             tokens = job.request.tokens if used is None else used.total_tokens
             lane.throttle.answered(now, sent, tokens, hints, estimated=job.request.tokens)
@@ -386,7 +409,10 @@ class Runner:
         """The endpoint answered somebody, be it with a refusal: it is not down."""
         if self._jury.is_watching:
             self._book(self._jury.heard(lane, sent.at))
+        was_silent = lane.throttle.circuit.is_silent
         if self._lanes.reopen(lane, Left(sent.at, sent.nth)):
+            if was_silent:
+                lane.throttle.is_heard_again()
             lane.throttle.note("circuit_closed", lane=lane.name)
             for other in self._lanes.all:
                 if other.place is lane.place:
@@ -394,9 +420,11 @@ class Runner:
 
     def _take_evidence(self, lane: Lane, job: Job, row: int | None, sent: Sent, now: float) -> None:
         """Tell the circuits; when one opens, what failed by the endpoint is no longer held against the rows."""
+        was_closed = lane.is_closed
         if not self._lanes.take_evidence(lane, row, Left(sent.at, sent.nth), now):
             return
-        lane.throttle.note("circuit_open", lane=lane.name, reason=self._last_trouble)
+        if not was_closed:
+            lane.throttle.note("circuit_open", lane=lane.name, reason=self._last_trouble)
         job.counted = 0
         for _, waiting in self._frontier.waiting_on(lane):
             waiting.counted = 0

@@ -110,6 +110,7 @@ class Throttle:
         self.circuit = Circuit()
         self._endpoint = endpoint or self.circuit
         self.in_flight = 0
+        self.stuck = 0  # of those in flight, who left in a silence that is over
         self.waiting = 0  # who stand at the door
         self._latency_s = 0.0
         self._scale = 1.0  # tokens that requests take, of those they were estimated at
@@ -204,7 +205,7 @@ class Throttle:
             if may_leave is not None and self._is_left(now, may_leave):
                 self._pass_on()
                 return False
-            if self.in_flight >= (1 if self._probing else self.pace.concurrency):
+            if self.in_flight >= self._places():
                 await self._slot_ready()
             elif (probe_in_s := self.probe_in_s(now)) > 0:
                 await self._lose("outage", min(probe_in_s, _LOOK_S))
@@ -222,6 +223,27 @@ class Throttle:
             if circuit.is_open:
                 circuit.probed(now)
         return True
+
+    def _places(self) -> float:
+        """How many may be in flight; a probe of an endpoint that keeps all of them waiting is one more."""
+        if self._probing:
+            return 1
+        return math.inf if self.circuit.is_silent else self.pace.concurrency + self.stuck
+
+    def is_heard_again(self) -> None:
+        """Something came back: those who are still out may never be answered, and take nobody's place."""
+        self.stuck = self.in_flight
+        self._slot_free.set()
+
+    def unstick(self, sent: Sent) -> None:
+        """One that is out no more was perhaps one of those."""
+        if self.circuit.excuses(sent.at):
+            self.stuck -= 1
+
+    def fall_silent(self, now: float) -> None:
+        """Nothing comes back any more: only probes leave from now on."""
+        self.circuit.fall_silent(now)
+        self._slot_free.set()
 
     def probe_in_s(self, now: float) -> float:
         """Seconds until a probe may leave (0: now, or none is needed)."""

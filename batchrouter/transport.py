@@ -118,6 +118,10 @@ class Transport:
         )
         self._watch = Watch(timeout_s, idle_timeout_s)
 
+    def heard_s(self) -> float:
+        """When an answer under way last went on, by the loop's clock, as far as was looked."""
+        return self._watch.heard_s
+
     async def __aenter__(self) -> Self:
         self._session = self._new_session(keep_alive=True)
         self._fresh = self._new_session(keep_alive=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 from contextvars import ContextVar
 from typing import Any, Final, Literal
 
@@ -87,6 +88,7 @@ class Watch:
         self._timeout_s = timeout_s
         self._idle_timeout_s = idle_timeout_s
         self._attempts: set[Attempt] = set()
+        self.heard_s = -math.inf  # when an answer under way last went on
 
     def start(self) -> None:
         """Begin to look."""
@@ -128,6 +130,8 @@ class Watch:
                 attempt.seen_s += late_s
         for attempt in self._attempts:
             attempt.look(now, self._timeout_s, self._idle_timeout_s)
+            if attempt.response is not None:
+                self.heard_s = max(self.heard_s, attempt.seen_s)
         self._set_timer()
 
     def _set_timer(self) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchrouter.circuit import Circuit, Left
+from batchrouter.circuit import Circuit, Left, Silence
 
 
 def end(circuit: Circuit, row: int | None, now: float, *, failed: bool) -> bool:
@@ -162,3 +162,41 @@ def test_what_left_in_an_outage_is_excused_after_it() -> None:
     assert circuit.excuses(99.0)
     assert not circuit.excuses(100.0)
     assert not any(circuit.failed(n, Left(99.0), 200.0) for n in range(20))
+
+
+# --- silence ------------------------------------------------------------------------------------------------------------
+
+
+def looked(silence: Silence, seconds: float, *, in_flight: int = 3, heard_s: float = -1.0) -> list[bool]:
+    return [silence.look(n / 10, 0.1, in_flight=in_flight, heard_s=heard_s) for n in range(round(10 * seconds))]
+
+
+@pytest.mark.parametrize(("slowest_s", "enough_s"), [(0.1, 5.0), (1.0, 5.0), (3.0, 12.0)])
+def test_silence_is_several_times_as_long_as_answers_take(slowest_s: float, enough_s: float) -> None:
+    """Four times the slowest of late answers, at least 5 s, in which nothing comes; an answer begins it anew."""
+    silence = Silence()
+    assert not any(looked(silence, 500))
+    silence.heard(slowest_s)
+    assert looked(silence, enough_s + 1).index(True) in {round(10 * enough_s) - 1, round(10 * enough_s)}
+    silence.heard(0.1)
+    assert not any(looked(silence, 4))
+
+
+def test_what_is_on_its_way_is_no_silence() -> None:
+    """Bytes of an answer that come in, nothing in flight, or one or two rows that may just be long."""
+    for how in ({"in_flight": 0}, {"in_flight": 2}, {"heard_s": 1e9}):
+        silence = Silence()
+        silence.heard(0.1)
+        assert not any(looked(silence, 60, **how))
+
+
+def test_who_fell_silent_is_reopened_by_any_answer() -> None:
+    """Also by one to a request that had left long before; a failure in it makes it an outage like any other."""
+    circuit = Circuit()
+    circuit.fall_silent(100.0)
+    assert (circuit.is_open, circuit.is_silent) == (True, True)
+    assert circuit.answered(Left(1.0))
+    assert (circuit.is_open, circuit.is_silent) == (False, False)
+    circuit.fall_silent(200.0)
+    circuit.failed(1, Left(150.0), 210.0)
+    assert (circuit.is_open, circuit.is_silent) == (True, False)

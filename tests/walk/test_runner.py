@@ -566,6 +566,46 @@ def test_a_minute_of_outage_costs_few_requests_and_its_end_is_seen(answer: Reply
     assert len(stage.calls_between(63, 69 + 1.5 * latency_s)) >= 10
 
 
+SILENCE: Fault = fault("timeout", latency_s=120.0)  # and nothing before that
+
+
+@pytest.mark.parametrize("max_attempts", [1, 5])
+@pytest.mark.parametrize("latency_s", [0.1, 1.0])
+def test_requests_that_are_taken_and_never_answered_are_an_outage(max_attempts: int, latency_s: float) -> None:
+    """For a minute nothing comes back, and what was sent in it never does: only what was under way and probes are sent,
+    the run goes on within 5 s of its end, though all who were out still wait, and no row has failed by it.
+    """
+    stage = played(
+        2000,
+        lambda row, _nth, now: SILENCE if 3 <= now < 63 else reply(latency_s=latency_s * (0.5 + row.n * 0.3719 % 1)),
+        concurrency=12,
+        max_attempts=max_attempts,
+    )
+    assert stage.halt is None
+    assert len(stage.books.answered) == 2000
+    assert len(stage.calls_between(3, 63)) <= 30
+    assert len(stage.calls_between(63, 70)) >= 2
+    assert [event for event, _ in stage.notes].count("circuit_open") == 1
+
+
+def test_rows_that_take_longer_than_all_before_are_no_outage() -> None:
+    """Answers of a tenth of a second, then of a minute: for a while nothing but probes is sent, then all goes on, and
+    none is asked twice.
+    """
+    stage = played(80, lambda row, _nth, _now: reply(latency_s=0.1 if row.n < 20 else 60.0), max_outage_s=30)
+    assert stage.halt is None
+    assert len(stage.books.answered) == len(stage.endpoint.calls) == 80
+
+
+def test_a_silence_that_lasts_ends_the_run() -> None:
+    """Nothing ever comes back again: 5, once --max-outage has passed and what was sent has timed out."""
+    stage = played(100, lambda _row, _nth, now: SILENCE if now >= 1 else GOOD, max_outage_s=300)
+    assert stage.halt is not None
+    assert stage.halt.exit_code == 5
+    assert stage.books.failed == []
+    assert 280 <= stage.endpoint.calls[-1].at_s <= 310
+
+
 def test_refused_connections_for_10_s_use_up_no_attempts() -> None:
     """Every other connection is refused for 10 s while others go through: the rows are answered all the same."""
     refusing = fault("connection", reached=False, latency_s=0.001)
