@@ -116,6 +116,7 @@ class Index:
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
+        self._meta: dict[str, Any] | None = None  # as it was read last, until something is put
         self.path = path
 
     @classmethod
@@ -210,12 +211,14 @@ class Index:
 
     def meta(self) -> dict[str, Any]:
         """What was put by `put_meta`; raises Unusable where it cannot be read."""
+        if self._meta is not None:
+            return self._meta
         try:
-            return {
-                name: jsontext.loads(value.encode()) for name, value in self._connection.execute("SELECT * FROM meta")
-            }
+            found = self._connection.execute("SELECT * FROM meta")
+            self._meta = {name: jsontext.loads(value.encode()) for name, value in found}
         except (sqlite3.Error, jsontext.NotJson, AttributeError, ValueError) as error:
             raise Unusable(str(error)) from None
+        return self._meta
 
     def put_meta(self, values: dict[str, Any]) -> None:
         """Keep values that JSON can hold, in a transaction of their own."""
@@ -225,6 +228,7 @@ class Index:
     def _put_meta(self, values: dict[str, Any]) -> None:
         rows = [(name, jsontext.dumps(value).decode()) for name, value in values.items()]
         self._connection.executemany("INSERT OR REPLACE INTO meta VALUES(?,?)", rows)
+        self._meta = None
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -234,6 +238,7 @@ class Index:
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
+            self._meta = None
             raise
         self._connection.execute("COMMIT")
 
