@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from batchrouter.batch import Control, run_batch
     from batchrouter.errors import BatchrouterError, BusyError, DiskError, UsageError
+    from batchrouter.keys import Secret
     from batchrouter.records import Halt, Summary, Tally
-    from batchrouter.settings import Endpoint, Model, Price, Secret, Settings
+    from batchrouter.settings import Endpoint, Model, Price, Settings
 
 __version__ = "0.1.0"
 
@@ -36,7 +37,8 @@ _ROOMS = {
     "batch": ("Control", "run_batch"),
     "errors": ("BatchrouterError", "BusyError", "DiskError", "UsageError"),
     "records": ("Halt", "Summary", "Tally"),
-    "settings": ("Endpoint", "Model", "Price", "Secret", "Settings"),
+    "settings": ("Endpoint", "Model", "Price", "Settings"),
+    "keys": ("Secret",),
 }
 
 

@@ -18,12 +18,13 @@ import orjson
 from batchrouter.errors import UsageError
 from batchrouter.history import Damaged, Entry, read_entry
 from batchrouter.index import ANSWERED, LOG_OF, PENDING, Index, Logged, disk_faults, remove
-from batchrouter.intake import Shaping, Source
+from batchrouter.intake import Shaping
 from batchrouter.jsonl import Line, read_lines
 from batchrouter.ledger import Ledger
 from batchrouter.plan import build_index, make
 from batchrouter.removal import take_out
 from batchrouter.settings import Price
+from batchrouter.sources import Source
 from batchrouter.usage import Totals
 
 SUPERSEDED: Final = "superseded.jsonl"

@@ -24,7 +24,8 @@ from batchrouter.bounds import Budget, Deadline, End, next_time_of_day
 from batchrouter.errors import DiskError, UsageError
 from batchrouter.health import LimitLog, limits_in_words
 from batchrouter.index import disk_faults
-from batchrouter.intake import Shaping, Source, find_sources
+from batchrouter.intake import Shaping
+from batchrouter.keys import Secret
 from batchrouter.lanes import Lanes
 from batchrouter.ledger import Ledger
 from batchrouter.plan import Plan
@@ -36,7 +37,8 @@ from batchrouter.review import Review
 from batchrouter.routing import routes_of
 from batchrouter.rows import Twins
 from batchrouter.runner import Runner, disk_halt
-from batchrouter.settings import Secret, Settings
+from batchrouter.settings import Settings
+from batchrouter.sources import Source, find_sources
 from batchrouter.standard_input import StandardInput
 from batchrouter.throttle import Note
 

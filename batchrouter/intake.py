@@ -1,6 +1,6 @@
 """One line of input -> a Request that can be sent, or a Refusal that says why not.
 
-Rules of this file: pure but for the two functions that open files; a body leaves as the bytes it came in, changed only
+Rules of this file: pure; a body leaves as the bytes it came in, changed only
 where a setting asks for it. The fast way cuts the body out of its line and proves the cut (what is left must parse with
 a null in the body's place, and the body must parse by itself); every line that does not fit goes the slow, general way.
 """
@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from batchrouter import jsontext
-from batchrouter.compressed import damage_told, decompressed
-from batchrouter.errors import UsageError
 from batchrouter.estimate import answer_budget, estimate_tokens
-from batchrouter.jsonl import LONGEST_LINE_BYTES, Line
+from batchrouter.jsonl import BOM, LONGEST_LINE_BYTES, Line
 from batchrouter.records import Identity, Refusal, Request
 
 # What a row may be sent to, by the `url` of a batch row, and the field of the body without which it is no request.
@@ -33,7 +29,6 @@ PATHS: Final = {
 _CHAT: Final = "/chat/completions"
 _NEEDED: Final = {"/completions": "prompt", "/embeddings": "input", "/responses": "input"}
 
-_BOM: Final = b"\xef\xbb\xbf"
 _BODY: Final = re.compile(rb'"body"[ \t]*:[ \t]*(?=\{)')
 # How nearly all batch rows begin: nothing else of theirs but the body is to be looked at then.
 _USUAL: Final = re.compile(
@@ -41,9 +36,6 @@ _USUAL: Final = re.compile(
 )
 _ENVELOPE_KEYS: Final = frozenset({"custom_id", "method", "url", "body"})
 _LINE_END: Final = b" \t\r"
-_TABLES: Final = frozenset({".csv", ".tsv", ".tab", ".parquet", ".pq"})
-_COMPRESSED: Final = frozenset({".gz", ".zst"})
-_LEAD_BYTES: Final = 4096
 _BLANKS: Final = b" \t\r\n"
 _BRACE: Final = ord("}")
 _BLANK_DIGEST: Final = hashlib.blake2b(digest_size=12)  # a copy of it costs half of what making one does
@@ -198,7 +190,7 @@ def read_planned(raw: bytes, n: int, file: str, line: int, identity: Identity) -
 
 def _content(raw: bytes | None) -> bytes | None:
     """A line without what may stand around its object; where files were strung together a mark may begin any line."""
-    return None if raw is None else raw.removeprefix(_BOM).strip(_LINE_END)
+    return None if raw is None else raw.removeprefix(BOM).strip(_LINE_END)
 
 
 def _read(raw: bytes | None, file: str, number: int, shaping: Shaping) -> Reading:
@@ -333,99 +325,3 @@ def _shape_stream(body: bytes, fields: Mapping[str, Any], wanted: bool | None, p
     if not streamed and "stream_options" in fields:
         body = jsontext.without(body, "stream_options")  # it is an error beside "stream": false
     return body, streamed
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One input file: `label` is how rows name it, `path` where it is."""
-
-    label: str
-    path: Path
-
-    def open(self) -> BinaryIO:
-        """The file's lines, decompressed (by content, not by name); raises UsageError where that cannot be."""
-        try:
-            return decompressed(self.path.open("rb", buffering=2**20), self.path)
-        except OSError as error:
-            raise UsageError(f"{self.path}: {error.strerror}") from None
-
-    @contextmanager
-    def reading(self) -> Iterator[BinaryIO]:
-        """The file, open; what keeps it from being read on is raised as UsageError or DiskError, with its name."""
-        with self.open() as file, damage_told(self.path):
-            yield file
-
-    def fingerprint(self) -> dict[str, int]:
-        """What tells, without reading it, that the file is the one that was read before; raises UsageError."""
-        try:
-            stat = self.path.stat()
-        except OSError as error:
-            raise UsageError(f"{self.path}: {error.strerror}") from None
-        return {
-            "size": stat.st_size,
-            "modified_ns": stat.st_mtime_ns,
-            "changed_ns": stat.st_ctime_ns,
-            "inode": stat.st_ino,
-        }
-
-
-def find_sources(inputs: tuple[str, ...], stdin_copy: Path) -> tuple[Source, ...]:
-    """Input arguments -> sources in order: globs opened, `-` meaning `stdin_copy`; raises UsageError."""
-    paths: list[Path] = []
-    for text in inputs:
-        if text == "-":
-            paths.append(stdin_copy)
-        elif Path(text).exists() or not any(sign in text for sign in "*?["):
-            paths.append(Path(text))
-        else:
-            matches = sorted(Path().glob(text)) if not Path(text).is_absolute() else _absolute_glob(text)
-            if not matches:
-                raise UsageError(f"{text}: no file fits this pattern")
-            paths.extend(matches)
-    for path in paths:
-        if path != stdin_copy and not path.exists():
-            raise UsageError(f"{path}: there is no such file")
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; name its files, as in {path}/*.jsonl")
-        if path.is_fifo():
-            raise UsageError(f"{path} is a pipe, and can be read only once; give it on standard input, as -")
-        _refuse_table(path)
-    if len({path.resolve() for path in paths}) != len(paths):
-        raise UsageError("the same input is named twice")
-    return tuple(Source(label, path) for label, path in zip(_labels(paths, stdin_copy), paths, strict=True))
-
-
-def _refuse_table(path: Path) -> None:
-    """Raise UsageError where name and content say that there are no requests in a file, but the rows of a table."""
-    name = path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
-    if name.suffix.lower() not in _TABLES:
-        return
-    with Source(path.name, path).reading() as file:
-        if file.read(_LEAD_BYTES).removeprefix(_BOM).lstrip().startswith(b"{"):
-            return
-    raise UsageError(
-        f"{path} looks like a table; `run` takes request rows (JSONL). To ask something of every row:"
-        f" batchrouter label {path} --prompt TEXT -o FILE; to make request rows first:"
-        f" batchrouter prepare {path} --prompt TEXT -o requests.jsonl"
-    )
-
-
-def _absolute_glob(text: str) -> list[Path]:
-    path = Path(text)
-    return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-
-
-def _labels(paths: list[Path], stdin_copy: Path) -> list[str]:
-    """File names; where two inputs share one, as much of their paths as tells them apart."""
-    labels = ["stdin" if path == stdin_copy else path.name for path in paths]
-    depth = 1
-    while len(set(labels)) != len(labels) and depth <= max(len(path.parts) for path in paths):
-        depth += 1
-        twice = {label for label in labels if labels.count(label) > 1}
-        labels = [
-            "/".join(path.parts[-depth:]) if label in twice else label
-            for label, path in zip(labels, paths, strict=True)
-        ]
-    if len(set(labels)) != len(labels):
-        labels = [path.as_posix() for path in paths]
-    return labels

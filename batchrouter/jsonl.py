@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
+BOM: Final = b"\xef\xbb\xbf"  # may stand before the first line
 LONGEST_LINE_BYTES: Final = 256 * 2**20
 _BLOCK_BYTES: Final = 2**20
 

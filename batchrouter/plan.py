@@ -18,10 +18,11 @@ from batchrouter.errors import UsageError
 from batchrouter.estimate import Weight, Weights
 from batchrouter.index import DUPLICATE, INVALID, LOG_OF, Index, Logged, Unusable, remove
 from batchrouter.insertion import SURVEYED
-from batchrouter.intake import Shaping, Source, key_of_duplicate
+from batchrouter.intake import Shaping, key_of_duplicate
 from batchrouter.records import Outcome, Refusal, Usage
 from batchrouter.rows import Rows
 from batchrouter.settings import Changed
+from batchrouter.sources import Source
 from batchrouter.survey import survey
 from batchrouter.usage import Totals
 

@@ -21,11 +21,12 @@ from typing import Any, Final, NamedTuple
 from batchrouter.estimate import LIKELY_ANSWER_TOKENS, UNBOUNDED_ANSWER_TOKENS, Weight, Weights, size_of
 from batchrouter.history import Damaged, is_of_class, read_entry, tail_digest
 from batchrouter.index import ANSWERED, LOG_OF, Index, Logged, Unusable, disk_faults
-from batchrouter.intake import Shaping, Source, find_sources
+from batchrouter.intake import Shaping
 from batchrouter.jsonl import read_lines
 from batchrouter.plan import build_index
 from batchrouter.rows import Rows
 from batchrouter.settings import Price, Settings
+from batchrouter.sources import Source, find_sources
 from batchrouter.standard_input import StandardInput
 from batchrouter.usage import Total, Totals
 

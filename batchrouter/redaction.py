@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from batchrouter import jsontext
-from batchrouter.settings import Secret
+from batchrouter.keys import Secret
 
 _REDACTED: Final = b"[the key]"
 _SHORTEST_SECRET: Final = 6

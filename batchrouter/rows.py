@@ -12,9 +12,10 @@ from typing import BinaryIO, Final
 from batchrouter.compressed import damage_told
 from batchrouter.errors import UsageError
 from batchrouter.index import DUPLICATE, INVALID, REQUEST, Index, Planned
-from batchrouter.intake import Shaping, Source, read_planned, read_row
+from batchrouter.intake import Shaping, read_planned, read_row
 from batchrouter.jsonl import LONGEST_LINE_BYTES, Line
 from batchrouter.records import Identity, Refusal, Request
+from batchrouter.sources import Source
 
 _BATCH: Final = 512
 

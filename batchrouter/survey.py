@@ -22,9 +22,10 @@ from typing import Any, BinaryIO, Final, NamedTuple, Self, cast
 from batchrouter.distinct import sorted_run
 from batchrouter.estimate import answer_budget, size_of
 from batchrouter.insertion import SURVEYED
-from batchrouter.intake import Shaping, Source, read_identity, read_row, read_usual
+from batchrouter.intake import Shaping, read_identity, read_row, read_usual
 from batchrouter.jsonl import Line, Stretch, read_stretches
 from batchrouter.records import Identity, Request
+from batchrouter.sources import Source
 
 _LARGE_BYTES: Final = 64 * 2**20
 _PART_BYTES: Final = 4 * 2**20

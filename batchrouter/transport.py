@@ -18,11 +18,11 @@ from multidict import CIMultiDict
 
 from batchrouter import __version__, jsontext
 from batchrouter.errors import UsageError
+from batchrouter.keys import Secret
 from batchrouter.mishaps import MISHAPS, fault_of
 from batchrouter.records import OK, Fault, Reply, Request
 from batchrouter.redaction import Redactor
 from batchrouter.retry import clean
-from batchrouter.settings import Secret
 from batchrouter.sse import Assembly, Incomplete
 from batchrouter.watch import Attempt, How, Watch
 from batchrouter.wire import MOST_BYTES, Answer, Wire, is_plain

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from batchrouter.errors import UsageError
-from batchrouter.settings import parse_duration
+from batchrouter.values import parse_duration
 
 if TYPE_CHECKING:
     from batchrouter.emulator import Behaviour, Emulator

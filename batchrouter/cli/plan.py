@@ -20,9 +20,10 @@ from batchrouter.dataset.label import plan
 from batchrouter.endpoints import Endpoints
 from batchrouter.errors import UsageError
 from batchrouter.health import short_time
+from batchrouter.keys import key_of
 from batchrouter.preview import Preview, preview
 from batchrouter.routing import routes_of
-from batchrouter.settings import Settings, key_of
+from batchrouter.settings import Settings
 
 
 @click.command(name="plan")

@@ -19,9 +19,10 @@ from batchrouter.batch import Control, run_batch
 from batchrouter.cli.exits import code_for, last_words, signals_to
 from batchrouter.cli.options import settings_from, settings_options
 from batchrouter.cli.paths import default_directory
+from batchrouter.keys import Secret, key_of
 from batchrouter.progress import Observer, choose
 from batchrouter.records import Summary
-from batchrouter.settings import Secret, Settings, key_of
+from batchrouter.settings import Settings
 
 Value = TypeVar("Value")
 

@@ -24,11 +24,12 @@ from batchrouter.audit import prices_of, read_about, shaping_of, sources_of
 from batchrouter.errors import UsageError
 from batchrouter.history import Damaged, read_entry, tail_digest
 from batchrouter.index import _PLAN_SUMS, _STATE_SUMS, LOG_OF, PENDING, VERSION, Index, Planned, Unusable
-from batchrouter.intake import Shaping, Source
+from batchrouter.intake import Shaping
 from batchrouter.jsonl import LONGEST_LINE_BYTES, read_lines
 from batchrouter.plan import build_index
 from batchrouter.rows import Reader
 from batchrouter.settings import Price
+from batchrouter.sources import Source
 
 _BLOCK_BYTES: Final = 64 * 2**10
 _MOST_BLOCKS: Final = 64

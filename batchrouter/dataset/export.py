@@ -20,8 +20,8 @@ from batchrouter.dataset.tables import Column, Format, Table, listed, open_table
 from batchrouter.dataset.writers import STDOUT, open_output, open_writer, output_format
 from batchrouter.errors import UsageError
 from batchrouter.index import ANSWERED, PENDING
-from batchrouter.intake import Source
 from batchrouter.settings import Price
+from batchrouter.sources import Source
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 

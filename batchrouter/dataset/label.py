@@ -25,12 +25,12 @@ from batchrouter.dataset.export import Exported, Filled, check_output, write_tab
 from batchrouter.dataset.prepare import Question, prepare, write_requests
 from batchrouter.dataset.tables import Table, open_table
 from batchrouter.errors import DiskError, UsageError
-from batchrouter.intake import Source
 from batchrouter.jsonl import replace_file
 from batchrouter.ledger import Ledger
 from batchrouter.preview import Preview, preview_apart
 from batchrouter.records import Summary
 from batchrouter.settings import Price, Settings
+from batchrouter.sources import Source
 
 REQUESTS: Final = "requests.jsonl"
 _KEPT: Final = "label.json"

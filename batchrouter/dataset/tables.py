@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, Final, Literal, NamedTuple, Protocol
 
 from batchrouter import jsontext
 from batchrouter.errors import UsageError
-from batchrouter.intake import Source
 from batchrouter.jsonl import LONGEST_LINE_BYTES, read_lines
 from batchrouter.retry import clean
+from batchrouter.sources import Source
 
 Kind = Literal["text", "integer", "number", "boolean"]
 Format = Literal["csv", "tsv", "jsonl", "parquet"]

@@ -44,9 +44,10 @@ def play(
 ) -> None:
     """A run of `requests` as its ledger has it: `outcome_of` gives a request's Outcome, or None to leave it pending."""
     from batchrouter import plan  # noqa: PLC0415  (the measuring process stays light)
-    from batchrouter.intake import Shaping, Source  # noqa: PLC0415
+    from batchrouter.intake import Shaping  # noqa: PLC0415
     from batchrouter.ledger import Ledger  # noqa: PLC0415
     from batchrouter.settings import Settings  # noqa: PLC0415
+    from batchrouter.sources import Source  # noqa: PLC0415
 
     source = Source(requests.name, requests)
     settings = Settings(model="gpt-5.4")

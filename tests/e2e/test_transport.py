@@ -23,8 +23,8 @@ from kit.scripted import request
 from kit.world import command, environment, read_jsonl, request_row, run, running, serving, write_jsonl
 
 from batchrouter.emulator import Behaviour, Latency
+from batchrouter.keys import Secret
 from batchrouter.records import Fault, Reply, Request
-from batchrouter.settings import Secret
 from batchrouter.transport import Transport
 
 MIB = 2**20

@@ -24,7 +24,8 @@ from typing import Any
 from batchrouter.audit import audit
 from batchrouter.batch import run_batch
 from batchrouter.errors import BatchrouterError
-from batchrouter.settings import Secret, Settings
+from batchrouter.keys import Secret
+from batchrouter.settings import Settings
 
 DEAD = 9
 

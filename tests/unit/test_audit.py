@@ -16,7 +16,8 @@ from batchrouter.audit import audit, repair
 from batchrouter.batch import run_batch
 from batchrouter.emulator import Emulator
 from batchrouter.jsonl import read_lines
-from batchrouter.settings import Secret, Settings
+from batchrouter.keys import Secret
+from batchrouter.settings import Settings
 
 ROWS = [*(request_row(n) for n in range(8)), {**request_row(8, "[[fault:status_400]] x"), "custom_id": "bad"}]
 

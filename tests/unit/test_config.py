@@ -8,7 +8,8 @@ import pytest
 
 from batchrouter.config import load_config
 from batchrouter.errors import UsageError
-from batchrouter.settings import Endpoint, Model, Price, Settings, key_of
+from batchrouter.keys import key_of
+from batchrouter.settings import Endpoint, Model, Price, Settings
 
 WHOLE = """
 [run]

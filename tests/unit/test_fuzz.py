@@ -21,11 +21,11 @@ from batchrouter.frontier import Job
 from batchrouter.hints import read_hints
 from batchrouter.intake import PATHS, Shaping, identify, read_identity, read_planned, read_row, read_usual
 from batchrouter.jsonl import Line
+from batchrouter.keys import Secret
 from batchrouter.records import Fault, Refusal, Reply, Request
 from batchrouter.redaction import Redactor
 from batchrouter.retry import Accept, Again, GiveUp, History, Policy, Stop, error_code_of, judge, message_of, unwrapped
 from batchrouter.review import Review
-from batchrouter.settings import Secret
 from batchrouter.transport import Transport
 from batchrouter.usage import read_usage
 

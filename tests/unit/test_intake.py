@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrouter.errors import UsageError
-from batchrouter.intake import Shaping, Source, find_sources, identify, read_row
+from batchrouter.intake import Shaping, identify, read_row
 from batchrouter.jsonl import Line, read_lines
 from batchrouter.records import Refusal, Request
+from batchrouter.sources import Source, find_sources
 
 PLAIN = Shaping()
 HELLO = '{"model":"m","messages":[{"role":"user","content":"hi"}]}'

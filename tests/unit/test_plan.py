@@ -22,10 +22,11 @@ from kit.scripted import chat, outcome, refused, reply, used
 
 from batchrouter import plan as planning
 from batchrouter.errors import BatchrouterError, UsageError
-from batchrouter.intake import Shaping, find_sources
+from batchrouter.intake import Shaping
 from batchrouter.ledger import Ledger
 from batchrouter.plan import Plan, refused_outcome
 from batchrouter.records import Request, Usage
+from batchrouter.sources import find_sources
 
 PLAIN = Shaping()
 NOW_S = 1_795_380_180.0

@@ -25,9 +25,10 @@ from batchrouter.audit import audit
 from batchrouter.batch import run_batch
 from batchrouter.emulator import Behaviour
 from batchrouter.errors import UsageError
+from batchrouter.keys import Secret
 from batchrouter.preview import preview
 from batchrouter.records import Summary
-from batchrouter.settings import Changed, Secret, Settings
+from batchrouter.settings import Changed, Settings
 
 # A line of an input: the id it is given (None: none, so that it is called by its place), and what it asks; a question
 # of None is a line that cannot be asked, "bad" one that the endpoint refuses.

@@ -14,10 +14,11 @@ from batchrouter import plan as planning
 from batchrouter.dataset import Question, plan, prepare, shape_of_labels, write_requests
 from batchrouter.errors import UsageError
 from batchrouter.index import Index
-from batchrouter.intake import Shaping, Source
+from batchrouter.intake import Shaping
 from batchrouter.ledger import Ledger
 from batchrouter.preview import preview, preview_apart
 from batchrouter.settings import DEFAULT_BASE_URL, Model, Price, Settings
+from batchrouter.sources import Source
 
 PRICE = Price(prompt=1.0, completion=10.0)
 SETTINGS = Settings(model="gpt-5.4", models={"gpt-5.4": Model(price=PRICE)})

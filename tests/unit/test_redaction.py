@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from kit.properties import unhurried
 
 from batchrouter import jsontext
+from batchrouter.keys import Secret
 from batchrouter.redaction import Redactor
-from batchrouter.settings import Secret
 
 KEY = 'sk-a/b+c=d&e<f>"g\\h'
 ESCAPED = "".join(f"\\u{ord(sign):04X}" for sign in KEY)

@@ -12,17 +12,9 @@ from hypothesis import strategies as st
 
 from batchrouter.config import load_config
 from batchrouter.errors import UsageError
-from batchrouter.settings import (
-    DEFAULT_BASE_URL,
-    Secret,
-    Settings,
-    check_base_url,
-    find_key,
-    is_loopback,
-    options,
-    parse_duration,
-    parse_size,
-)
+from batchrouter.keys import Secret, find_key
+from batchrouter.settings import DEFAULT_BASE_URL, Settings, check_base_url, is_loopback, options
+from batchrouter.values import parse_duration, parse_size
 
 DURATIONS: list[tuple[Any, float]] = [
     ("90", 90), ("0.2s", 0.2), ("90s", 90), ("15m", 900), ("15min", 900), ("6h", 21600), ("1h30m", 5400),

@@ -14,7 +14,8 @@ import pytest
 from batchrouter.distinct import sorted_run
 from batchrouter.errors import UsageError
 from batchrouter.estimate import Weight, Weights
-from batchrouter.intake import Shaping, Source
+from batchrouter.intake import Shaping
+from batchrouter.sources import Source
 from batchrouter.survey import Found, survey
 
 Row = tuple[object, ...]
