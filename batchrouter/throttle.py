@@ -334,7 +334,10 @@ class Throttle:
             return Halt(ENDPOINT_DOWN, "the endpoint answers nothing but 429 (rate limited)", remedy_for("429"))
         if self._limited_since_s is None:
             self._limited_since_s = now
-        pause_s = self.pace.limited(now, sent, hints)
+        asked_s = 0.0 if hints is None or hints.retry_after_s is None else hints.retry_after_s
+        if hints is not None and asked_s > self._max_wait_s:  # nor is it believed: no rate is learned from it
+            hints = hints._replace(retry_after_s=self._max_wait_s)
+        pause_s = max(asked_s, self.pace.limited(now, sent, hints))
         if pause_s > self._max_wait_s:  # waited only so long; then one request shows whether it was meant
             self._probing, self._probing_since_s = "limit", now
             pause_s = self._max_wait_s

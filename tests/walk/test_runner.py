@@ -259,6 +259,27 @@ def test_a_retry_never_comes_before_it_was_asked_for() -> None:
     assert len({round(gap, 3) for gap in gaps}) > 10
 
 
+@pytest.mark.parametrize("at_once", [1, 16, 128])
+def test_retries_stay_below_a_tenth_while_fresh_rows_are_left(at_once: int) -> None:
+    """Three of ten requests fail: of what is sent up to the last fresh row, retries are a tenth, and ten more at most;
+    the others come after it, and every row is answered.
+    """
+    rng = random.Random(5)
+
+    def script(_row: Request, nth: int, _now: float) -> Reply:
+        return refused(500) if nth < 5 and rng.random() < 0.3 else GOOD
+
+    stage = played(2000, script, concurrency=at_once)
+    assert stage.halt is None
+    assert len(stage.books.answered) == 2000
+    calls = stage.endpoint.calls
+    last_fresh = max(place for place, call in enumerate(calls) if call.nth == 1)
+    retries = sum(call.nth > 1 for call in calls[:last_fresh])
+    assert 150 < retries <= 0.1 * 2000 + 10
+    assert len(calls) - 2000 > 700
+    assert [event for event, _ in stage.notes if event == "circuit_open"] == []
+
+
 def test_attempts_are_bounded() -> None:
     """A row that the endpoint always fails among good ones is given up after exactly --max-attempts."""
     for most in (1, 2, 5):
@@ -340,6 +361,19 @@ def test_a_retry_after_of_years_is_waited_only_so_long_then_one_probe_goes(at_on
     assert len(stage.calls_between(0, 60)) == at_once
     assert len(stage.calls_between(60, 62)) == 1
     assert len(stage.calls_between(62, 63)) == at_once
+
+
+def test_no_pace_is_learned_from_a_retry_after_of_years() -> None:
+    """Half a second of them, 0.8 s waited at most: the pace that is learned is one of seconds, and few are refused."""
+    learning = Pace(
+        requests_per_s=None, tokens_per_s=None, concurrency=None, max_concurrency=512, learned=None,
+        now=virtual.STARTED_AT_S, rng=random.Random(1),
+    )  # fmt: skip
+    stage = played(60, until(0.5, limited(1e11, latency_s=0.01)), pace_of=lambda _: learning, max_wait_s=0.8)
+    assert stage.halt is None
+    assert len(stage.books.answered) == 60
+    assert stage.endpoint.calls[-1].at_s < 60
+    assert len(stage.endpoint.calls) <= 100
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
