@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import os
 import shlex
@@ -76,6 +77,7 @@ def to_end(work: Coroutine[Any, Any, Value]) -> Value:
         factory = import_module("uvloop").new_event_loop
     except ImportError:
         factory = None
+    gc.freeze()  # what is loaded by now stays, and to look at it now and then would hold up the loop for 25 ms
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(work)
 
