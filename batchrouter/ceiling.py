@@ -40,6 +40,7 @@ _EXACT_S: Final = 1.0  # a ceiling known to 10 % is held for 10 s of this, one k
 _ROUGH: Final = 0.15  # of a ceiling less exact than this an early refusal says that it is wrong
 _SURE: Final = 0.05  # one as exact as this is not given up for one refusal
 _UNKNOWN: Final = 0.5  # of one less exact than this hardly anything is known:
+_LEAST_GUESS: Final = 4.0  # requests a second, where hardly any has been accepted yet
 _UNKNOWN_HOLD_S: Final = 0.25  # it is not held, but doubled every second
 _GROWN: Final = 0.1  # the error of a ceiling that was found at such growth
 _TRUE: Final = 0.9  # of the rate was measured, and it is not far wrong: nor is it where a part of a window was
@@ -53,7 +54,8 @@ _FASTEST: Final = 2.0  # the rate rises by no more than this factor a second
 _BURST_S: Final = 0.1  # a token bucket is taken to hold so many seconds' worth
 _ENOUGH: Final = 20  # requests, to tell a rate from
 _LATELY_S: Final = (0.5, 1.0, 2.0)  # how long "lately" is: before the first refusal, at growth, and else
-_USED: Final = 0.9  # of a rate, and it counts as tried
+_TRIED: Final = (8, 2)  # requests: so many of them at a rate, or fewer where nothing is known, …
+_USED: Final = 0.9  # … and so much of it used, and it counts as tried
 _STEP: Final = 0.002  # smaller changes are not worth telling the mechanism
 
 
@@ -181,29 +183,37 @@ class Ceiling:
 
     def _guessed(self, first_at: float, end: End, unit: float) -> tuple[float, float]:
         """The first refusal: a ceiling and its relative error. Nobody knows how much was in store."""
-        start = self._ends[-1]
+        start = self._start(end, unit)
+        accepted = end.accepted - start.accepted
         lasted_s = max(end.at - start.at, 1e-3)
-        low, high = _bounds(max(end.accepted - start.accepted, unit), lasted_s, _BURST_S, end.window_s)
+        low, high = _bounds(max(accepted, unit), lasted_s, _BURST_S, end.window_s)
         lately = self._lately(first_at, end, unit)
         if lately > high or not end.window_s:
             low = high = max(low, lately)
         near = [told for told in self._told if low / _TOLD_NEAR < told < high * _TOLD_NEAR]
-        return near[0] if near else math.sqrt(low * high), min(1.0, 1 / lasted_s)
+        if near:
+            return near[0], min(1.0, 1 / lasted_s)
+        if accepted < _ENOUGH * unit:  # too few to tell anything from
+            return max(math.sqrt(low * high), _LEAST_GUESS * unit), 1.0
+        return math.sqrt(low * high), min(1.0, 1 / lasted_s)
 
     def _measured(self, end: End, unit: float) -> tuple[float, float, float]:
-        """From the latest end that is far enough back to tell, to this one: a ceiling, its relative error, and how long
-        that was.
-        """
-        for start in reversed(self._ends):
-            accepted = max(end.accepted - start.accepted, unit)
-            if accepted >= _ENOUGH * unit:
-                break
+        """From an end before to this one: a ceiling, its relative error, and how long that was."""
+        start = self._start(end, unit)
+        accepted = max(end.accepted - start.accepted, unit)
         lasted_s = max(end.at - start.at - start.rest_s, 1e-3)
         low, high = _bounds(accepted, lasted_s, start.rest_s, start.window_s)
         error = (1 - low / high) / 2 + (start.blur_s + end.blur_s) / 2 / lasted_s
         if lasted_s < start.window_s:
             return low, min(1.0, max(error, 1 - lasted_s / start.window_s)), lasted_s
         return math.sqrt(low * high), min(1.0, error), lasted_s
+
+    def _start(self, end: End, unit: float) -> End:
+        """The latest end that is far enough back to tell a rate from; the oldest that is known, if none is."""
+        for start in reversed(self._ends):
+            if end.accepted - start.accepted >= _ENOUGH * unit:
+                return start
+        return self._ends[0]
 
     def _lately(self, first_at: float, end: End, unit: float) -> float:
         """The same over the last seconds; 0 where that cannot be told, or is but a part of a window."""
@@ -246,7 +256,9 @@ class Ceiling:
             most_s = _UNKNOWN_HOLD_S
         elif self.top is not None and self._best > _FELL * self.top:
             most_s = min(most_s, _HOPE_HOLD_S)
-        self._hold_s = max(min(bought_s, most_s), min(_HOLD_S[0], most_s), _HOLD_REQUESTS[0] * request_s)
+        self._hold_s = max(min(bought_s, most_s), min(_HOLD_S[0], most_s))
+        if self._error <= _UNKNOWN:
+            self._hold_s = max(self._hold_s, _HOLD_REQUESTS[0] * request_s)
         self._climb_s = max(_CLIMB_S, 10 * request_s, _CLIMB_EPISODES * self.longest_s)
 
     # --- the curve ----------------------------------------------------------------------------------------------------
@@ -257,7 +269,7 @@ class Ceiling:
         if not self._marks or now - self._marks[-1].at >= spacing_s:
             self._marks.append(_Mark(accepted, now))
         elapsed_s = now - self._tried_at
-        if self.rate == math.inf or elapsed_s * self.rate < 8 * unit:
+        if self.rate == math.inf or elapsed_s * self.rate < _TRIED[self._error > _UNKNOWN] * unit:
             return
         self.is_bound = sent - self._tried >= _USED * elapsed_s * self.rate
         self._tried_at, self._tried = now, sent

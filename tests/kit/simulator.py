@@ -187,6 +187,21 @@ class Chance:
 
 
 @dataclass(slots=True)
+class Storm:
+    """Everything is refused until then, and nothing after it."""
+
+    until_s: float
+
+    def take(self, now: float, tokens: int) -> float | None:
+        del tokens
+        return None if now > self.until_s else max(self.until_s - now, 0.01)
+
+    def hints(self, now: float) -> Hints:
+        del now
+        return Hints()
+
+
+@dataclass(slots=True)
 class Server:
     """`limits` refuse; `slots` serve so many at once and let the rest wait (None: any number at once).
 
