@@ -9,13 +9,14 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict
 from typing import Any, Final, Self
 
+from batchrouter.gates import Slots
 from batchrouter.keys import Secret
 from batchrouter.lanes import Lane, Lanes, Place
 from batchrouter.pace import Learned, Pace
 from batchrouter.records import Reply
 from batchrouter.routing import Route, Routes
 from batchrouter.settings import Endpoint, Settings
-from batchrouter.throttle import Note, Slots, Throttle
+from batchrouter.throttle import Note, Throttle
 from batchrouter.transport import Catalogue, Transport, connections_for
 
 MOST_CONCURRENT: Final = 512

@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal
 
-from aiolimiter import AsyncLimiter
-
 from batchrouter.circuit import Circuit
+from batchrouter.credit import Credits
+from batchrouter.gates import Meter, Slots
 from batchrouter.health import Bound, limits_in_words
 from batchrouter.hints import Hints
 from batchrouter.pace import Pace, Sent
 from batchrouter.records import ENDPOINT_DOWN, Halt
 from batchrouter.remedies import remedy_for
 
-_BUCKET_S: Final = 0.01  # the request bucket's depth, in seconds of its rate: a few grains of the loop's timer
-
-_FIRST_CREDIT_PROBE_S: Final = 5.0
-_LONGEST_CREDIT_PROBE_S: Final = 600.0
 _NO_TIME_S: Final = 1e-4
 _LOOK_S: Final = 0.1  # how soon it is noticed that an outage has ended
 _PATIENCE_S: Final = 0.2  # who has another way waits no longer than this for nobody to be let through
@@ -37,59 +32,6 @@ Pause = Literal["cooldown", "credits"]
 Rate = Literal["requests", "tokens"]
 Note = Callable[..., None]
 MayLeave = Callable[[float, float], bool]  # (now, seconds that nobody is let through): is there another way?
-
-
-class Slots:
-    """Places for requests in flight that several throttles share: at most `most` at once, first come, first served."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.taken = 0
-        self._called = 0  # places kept for who was woken and has not run yet
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    @property
-    def is_free(self) -> bool:
-        """Whether there is a place for who did not stand in line."""
-        return self.taken + self._called < self.most and not self._waiting
-
-    async def wait(self) -> None:
-        """Until there is a free place; it is the caller's as soon as it adds to `taken`, without awaiting between."""
-        if self.is_free:
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._called -= 1
-                self.wake_one()
-            raise
-        self._called -= 1
-
-    def wake_one(self) -> None:
-        """Call the longest waiting, if there is a place."""
-        while self._waiting and self.taken + self._called < self.most:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._called += 1
-                turn.set_result(None)
-                return
-
-
-class _Meter:
-    """A rate, in seconds of the limit's own time: a request leaves as soon as those before it are paid for, however
-    much it costs itself. What a timer came late, up to the bucket's depth, is made good.
-    """
-
-    def __init__(self) -> None:
-        self._bucket = AsyncLimiter(_BUCKET_S, _BUCKET_S)
-
-    async def pay(self, seconds: float) -> None:
-        """Wait for a turn that costs so much (0: there is no limit)."""
-        self._bucket.max_rate = _BUCKET_S + seconds
-        await self._bucket.acquire(seconds)
 
 
 class Throttle:
@@ -121,19 +63,15 @@ class Throttle:
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._slot_free = asyncio.Event()
-        self._requests, self._tokens = _Meter(), _Meter()
+        self._requests, self._tokens = Meter(), Meter()
         self._waits_for: Rate = "requests"  # of the two the one that was, or is, waited for
         self._paused_until_s = 0.0
         self._pause_reason: Pause = "cooldown"
         self._limited_since_s: float | None = None
-        self._credit_waits = 0  # since the last answer
-        self._credits_paused_s = 0.0
+        self._credits = Credits()
         self._told_until_s = 0.0
         self._probing_since_s = 0.0
         self._probing = ""  # why only one request at a time may leave, if so: limit, credits, doubt
-        self._spent_since_s: float | None = None
-        self._spent_seen_s = 0.0
-        self._credit_gap_s = 0.0
 
     # --- admission -------------------------------------------------------------------------------------------------
 
@@ -273,7 +211,7 @@ class Throttle:
         await self._pay("tokens", self._tokens, tokens / pace.tokens_per_s)
         await self._pay("requests", self._requests, 1 / pace.requests_per_s)
 
-    async def _pay(self, reason: Rate, meter: _Meter, seconds: float) -> None:
+    async def _pay(self, reason: Rate, meter: Meter, seconds: float) -> None:
         began, before = self._loop.time(), self._waits_for
         self._waits_for = reason
         await meter.pay(seconds)
@@ -310,8 +248,7 @@ class Throttle:
         `estimated` at so many (0: by nobody).
         """
         self._limited_since_s = None
-        self._spent_since_s = None
-        self._credit_waits = 0
+        self._credits.answered()
         self._latency_s += _LATENCY_SHARE * (now - sent.at - self._latency_s)
         if estimated > 0 and tokens > 0:
             told = min(_MOST_OFF, max(1 / _MOST_OFF, tokens / estimated))
@@ -345,16 +282,12 @@ class Throttle:
         return None
 
     def credit_waits(self, sent: Sent) -> int:
-        """How many 402 with a short wait have come in a row before the answer to this request: those of requests that
-        were under way together count as one.
-        """
-        return self._credit_waits - (sent.at <= self._credits_paused_s and self._credit_waits > 0)
+        """How many 402 with a short wait have come in a row before the answer to this request."""
+        return self._credits.waits_before(sent.at)
 
     def wait_for_credits(self, now: float, sent: Sent, wait_s: float) -> None:
         """A 402 that says when to come back: everybody waits for that."""
-        if sent.at > self._credits_paused_s:
-            self._credit_waits += 1
-            self._credits_paused_s = now
+        self._credits.asked_to_wait(sent.at, now)
         self.pause(now + wait_s, "credits")
 
     def probe(self) -> None:
@@ -365,19 +298,11 @@ class Throttle:
         """Credits are spent: one request at a time is to probe, ever slower, the last one after `most_s`. False when
         that is over.
         """
-        if self._spent_since_s is None:
-            self._spent_since_s, self._credit_gap_s = now, _FIRST_CREDIT_PROBE_S
-        elif sent.at < self._spent_seen_s:
-            return True  # it had left before the first of them came back
-        else:
-            self._credit_gap_s = min(2 * self._credit_gap_s, _LONGEST_CREDIT_PROBE_S)
-        left_s = self._spent_since_s + most_s - now
-        if left_s <= 0:
-            return False
-        self._spent_seen_s = now
-        self._probing = "credits"
-        self.pause(now + min(self._credit_gap_s, left_s), "credits")
-        return True
+        probe_in_s = self._credits.spent(sent.at, now, most_s)
+        if probe_in_s is not None:
+            self._probing = "credits"
+            self.pause(now + probe_in_s, "credits")
+        return not self._credits.is_over
 
     def pause(self, until_s: float, reason: Pause) -> None:
         """Hold everybody up until then; a longer pause that is under way stands."""

@@ -30,6 +30,8 @@ LEVELS = [
     {"settings", "sources"},
     {
         "eventstream",
+        "credit",
+        "gates",
         "keys",
         "deltas",
         "ceiling",

@@ -18,6 +18,7 @@ from kit.virtual import elapsed_s
 
 from batchrouter.bounds import Budget
 from batchrouter.errors import DiskError
+from batchrouter.gates import Slots
 from batchrouter.hints import Hints
 from batchrouter.intake import Shaping, identify, read_row
 from batchrouter.jsonl import Line
@@ -30,7 +31,7 @@ from batchrouter.routing import Route, Routes
 from batchrouter.runner import Runner
 from batchrouter.settings import Assign, Model
 from batchrouter.settings import Endpoint as Known
-from batchrouter.throttle import Slots, Throttle
+from batchrouter.throttle import Throttle
 
 LATENCY_S = 0.1
 WALL_S = 1_800_000_000.0

@@ -16,10 +16,11 @@ from kit import virtual
 from kit.scripted import Steady
 
 from batchrouter.circuit import Circuit, Left
+from batchrouter.gates import Slots
 from batchrouter.hints import Hints
 from batchrouter.pace import Pace, Sent
 from batchrouter.records import Halt
-from batchrouter.throttle import Slots, Throttle
+from batchrouter.throttle import Throttle
 
 
 class Door:
