@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple, Self
 
 import aiohttp
+from aiohttp.connector import Connection
 from multidict import CIMultiDict
 
 from batchrouter import __version__, jsontext
@@ -25,7 +26,7 @@ from batchrouter.redaction import Redactor
 from batchrouter.retry import clean
 from batchrouter.sse import Assembly, Incomplete
 from batchrouter.watch import Attempt, How, Watch
-from batchrouter.wire import MOST_BYTES, Answer, Wire, is_plain
+from batchrouter.wire import MOST_BYTES, Answer, Wire, has_spoken, is_plain
 
 _ERROR_BODY_BYTES: Final = 2**20
 _ERROR_TEXT_CHARACTERS: Final = 2000
@@ -76,6 +77,12 @@ class _Connector(aiohttp.TCPConnector):
         made = await super()._create_connection(*args, **kwargs)
         self.on_connected("fresh")
         return made
+
+    async def _get(self, *args: Any, **kwargs: Any) -> Connection | None:
+        """A kept connection, but none on which the peer has spoken unasked: it would be taken for the answer."""
+        while (connection := await super()._get(*args, **kwargs)) is not None and has_spoken(connection):
+            connection.close()
+        return connection
 
 
 class Transport:

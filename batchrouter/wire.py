@@ -7,6 +7,7 @@ answers are aiohttp's. What is not plain (a proxy, a large body, a header that c
 
 from __future__ import annotations
 
+import select
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final
@@ -26,6 +27,16 @@ _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None, sock_r
 def is_plain(headers: Mapping[str, str]) -> bool:
     """Whether requests with these headers can go by a `Wire`."""
     return not any(name.lower() in _NOT_PLAIN or _UNFIT & {*name, *value} for name, value in headers.items())
+
+
+def has_spoken(connection: Connection) -> bool:
+    """Whether there is more from the peer, or its end, than was read: here already, or still at the socket."""
+    protocol = connection.protocol
+    if protocol is None or protocol.transport is None or protocol.should_close:
+        return True
+    peer = select.poll()
+    peer.register(protocol.transport.get_extra_info("socket"), select.POLLIN)
+    return bool(peer.poll(0))
 
 
 class _Target(aiohttp.ClientRequest):

@@ -7,10 +7,11 @@ import gzip
 import json
 import ssl
 import subprocess
+import threading
 import time
 import zlib
 from base64 import b64encode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 import trustme
 from kit.hostile import KEY, Heard, Hostile, Step, hostile, http, opened, piece, right
 from kit.scripted import request
-from kit.world import command, environment, read_jsonl, request_row, run, running, serving, write_jsonl
+from kit.world import PATIENCE_S, command, environment, read_jsonl, request_row, run, running, serving, write_jsonl
 
 from batchrouter.emulator import Behaviour, Latency
 from batchrouter.keys import Secret
@@ -93,6 +94,38 @@ def test_a_fresh_connection_that_breaks_is_an_attempt() -> None:
         [answer] = sent(server.base_url, *asking("x"))
         assert told(answer) == "connection: the endpoint closed the connection without an answer"
         assert len(server.heard) == 1
+
+
+@pytest.mark.parametrize("size", [0, 2 * MIB], ids=["by the wire", "by the session"])
+@pytest.mark.parametrize("is_read", [True, False], ids=["read", "still at the socket"])
+def test_an_answer_that_nobody_asked_for_is_nobodys(*, is_read: bool, size: int) -> None:
+    """One too many comes while its connection is kept: the next row is asked on another, and gets its own answer."""
+    first, spoken = threading.Event(), threading.Event()
+
+    def script(heard: Heard) -> Iterator[Step]:
+        yield http(200, right(heard, f"to {heard.said[0]}"))
+        if heard.said[0] == "a":
+            assert first.wait(PATIENCE_S)
+            yield http(200, right(heard, "unasked"))
+            spoken.set()
+
+    async def scene(base_url: str) -> list[str]:
+        async with transport(base_url) as door:
+            answers = []
+            for one in asking("a", "b" * (size + 1), "c"):
+                answers.append(await door.send(one))
+                if not first.is_set():
+                    first.set()
+                    assert spoken.wait(PATIENCE_S)  # the loop stands still: what comes is not read
+                    for _ in range(10 * is_read):
+                        await asyncio.sleep(0)
+            return [
+                str(answer.body["choices"][0]["message"]["content"]) for answer in answers if isinstance(answer, Reply)
+            ]
+
+    with hostile(script) as server:
+        assert asyncio.run(scene(server.base_url)) == ["to a", "to b", "to c"]
+    assert [(heard.connection, heard.nth) for heard in server.heard] == [(0, 0), (1, 0), (1, 1)]
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
