@@ -249,10 +249,10 @@ class Ledger:
     def _timestamp(self) -> str:
         """The wall time as `2026-11-22T20:43:00.123Z`."""
         milliseconds = int(self._now() * 1000)
-        second, rest = divmod(milliseconds, 1000)
-        if second != self._stamp[0]:
-            self._stamp = (second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
-        return f"{self._stamp[1]}.{rest:03d}Z"
+        if milliseconds != self._stamp[0]:  # at full speed, many rows end within one
+            moment = datetime.fromtimestamp(milliseconds // 1000, UTC)
+            self._stamp = (milliseconds, f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03d}Z")
+        return self._stamp[1]
 
     def checkpoint(self) -> Callable[[], None]:
         """Take what was recorded so far; the call returned makes it durable, and may run in another thread.
