@@ -2,7 +2,8 @@
 
 Rules of this file: a row that waits for its retry holds no worker; a row that is out with a worker may still come back,
 so the end is known only when none is out; a row drawn on the way to another lane's is parked there; what waits is
-bounded by its bytes, and beyond that no fresh row is drawn. A lane is known here by any value that can be a key.
+bounded by its bytes, and beyond that no fresh row is drawn; so is what is out, and beyond that none is handed out. A
+lane is known here by any value that can be a key.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from batchrouter.records import Request, Usage
 from batchrouter.routing import Route
 
 MOST_WAITING_BYTES: Final = 32 * 2**20
+MOST_OUT_BYTES: Final = 512 * 2**20
 _RETRIES_A_ROW: Final = 0.1  # of what is asked while fresh rows are left, retries are at most a tenth …
 _PARKED_AT_ONCE: Final = 64  # rows drawn for other lanes before those have their turn
 _RETRIES_AT_ONCE: Final = 10.0  # … and this many more at once, so that a few rows in trouble need not wait
@@ -99,7 +101,7 @@ class Frontier:
         self._queues: dict[Hashable, _Queue] = {}
         self._waiting_bytes = 0
         self._sequence = 0
-        self._out = 0
+        self._out = self._out_bytes = 0
         self._retries_left = _RETRIES_AT_ONCE
         self._closed = False
 
@@ -147,10 +149,14 @@ class Frontier:
         """The next row to ask on a lane; None when no row is left, or none is to be asked any more."""
         queue = self._queue(lane)
         while not self._closed:
+            if self._out_bytes > MOST_OUT_BYTES:
+                await self._woken(queue, by_time=False)
+                continue
             draws = self._may_draw(lane)
             job = self._due(queue) or (self._draw(lane) if draws else None)
             if job is not None:
                 self._out += 1
+                self._out_bytes += len(job.request.body)
                 return job
             if self._fresh is None and not self._out and not self.waiting:
                 self.close()
@@ -158,7 +164,7 @@ class Frontier:
             if self.has_fresh and draws:
                 await asyncio.sleep(0)  # rows for other lanes were drawn, many of them: let those go on
             else:
-                await self._something_due(queue)
+                await self._woken(queue, by_time=True)
         return None
 
     def _due(self, queue: _Queue) -> Job | None:
@@ -203,10 +209,12 @@ class Frontier:
         lane, due_s = self._place(job)
         self.add(job, due_s, lane)
 
-    async def _something_due(self, queue: _Queue) -> None:
+    async def _woken(self, queue: _Queue, *, by_time: bool) -> None:
+        """Until there may be a row; `by_time`: also when one that waits is due."""
         idle = asyncio.get_running_loop().create_future()
         queue.idle.append(idle)
-        queue.arm()
+        if by_time:
+            queue.arm()
         try:
             await idle
         except asyncio.CancelledError:
@@ -214,16 +222,24 @@ class Frontier:
                 queue.wake_one()  # its turn goes to another
             raise
 
-    def done(self) -> None:
+    def done(self, job: Job) -> None:
         """A row that was out has come to its end."""
-        self._out -= 1
+        self._is_in(job)
         if not self._out and self._fresh is None and not self.waiting:
             self._wake_all()
 
     def put_back(self, job: Job, due_s: float, lane: Hashable = None) -> None:
         """A row that was out is to be asked again, not before `due_s` on the loop's clock."""
-        self._out -= 1
+        self._is_in(job)
         self.add(job, due_s, lane)
+
+    def _is_in(self, job: Job) -> None:
+        """A row is out no more, and what it held is free."""
+        was_full = self._out_bytes > MOST_OUT_BYTES
+        self._out -= 1
+        self._out_bytes -= len(job.request.body)
+        if was_full and self._out_bytes <= MOST_OUT_BYTES:
+            self._wake_all()
 
     def add(self, job: Job, due_s: float, lane: Hashable = None) -> None:
         """A row that is not out is to be asked after all."""

@@ -349,12 +349,12 @@ class Runner:
                 self._put_back(job, now)
             else:
                 outcome = self._outcome(lane, job, reply, problem, truncated=truncated)
-                self._frontier.done()
+                self._frontier.done(job)
                 self._book([Failure(job, outcome, problem[0], problem[1], "row", lane, now)])
             return
         self._tally.answered += self._record(self._outcome(lane, job, reply, None, truncated=truncated))
         lane.answered += 1
-        self._frontier.done()
+        self._frontier.done(job)
         self._tally.truncated += truncated
         self._tally.unknown_usage += job.usage is None
         self._hire(lane)
@@ -463,7 +463,7 @@ class Runner:
         failure = Failure(
             job, self._outcome(lane, job, reply, error, truncated=False), error_code_of(answer), text, blame, lane, now
         )
-        self._frontier.done()
+        self._frontier.done(job)
         self._book(self._jury.failed(failure))
         if self._jury.halt is not None:
             self.stop(self._jury.halt)

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from kit import virtual
 from kit.scripted import request
 
-from batchrouter.frontier import MOST_WAITING_BYTES, Frontier, Job
+from batchrouter.frontier import MOST_OUT_BYTES, MOST_WAITING_BYTES, Frontier, Job
 from batchrouter.records import Request
 
 BIG = MOST_WAITING_BYTES // 4 + 1
-LARGE = {size: bytes(size) for size in (1000, BIG, MOST_WAITING_BYTES + 1)}
+HUGE = MOST_OUT_BYTES // 4 + 1
+LARGE = {size: bytes(size) for size in (1000, BIG, MOST_WAITING_BYTES + 1, HUGE)}
 
 
 def now() -> float:
@@ -60,13 +61,14 @@ def test_fresh_rows_come_in_order_and_then_the_end() -> None:
 
     async def scene() -> None:
         rows = frontier(3)
-        assert [await drawn(rows) for _ in range(3)] == [0, 1, 2]
+        jobs = [await got(rows) for _ in range(3)]
+        assert [job.request.n for job in jobs] == [0, 1, 2]
         ending = await idle(drawn(rows))
-        rows.done()
-        rows.done()
+        rows.done(jobs[0])
+        rows.done(jobs[2])
         await asyncio.sleep(100)
         assert not ending.done()
-        rows.done()
+        rows.done(jobs[1])
         assert await ending == -1
         assert await drawn(rows) == -1
 
@@ -107,8 +109,9 @@ def test_retries_come_in_the_order_in_which_they_are_due() -> None:
             rows.put_back(job, now() + wait_s)
         found = []
         for _ in range(6):
-            found.append(await drawn(rows))
-            rows.done()
+            job = await got(rows)
+            found.append(job.request.n)
+            rows.done(job)
         assert found == [4, 1, 3, 0, 5, 2]
         assert 9 <= virtual.elapsed_s() < 9.1
 
@@ -175,9 +178,9 @@ def test_the_end_wakes_everybody() -> None:
 
     async def scene() -> None:
         rows = frontier(1)
-        await got(rows)
+        job = await got(rows)
         workers = [await idle(drawn(rows)) for _ in range(20)]
-        rows.done()
+        rows.done(job)
         assert await asyncio.gather(*workers) == [-1] * 20
 
     played(scene)
@@ -210,7 +213,7 @@ def test_a_row_that_was_done_can_be_added_again() -> None:
     async def scene() -> None:
         rows = frontier(2)
         first, second = await got(rows), await got(rows)
-        rows.done()
+        rows.done(first)
         rows.add(first, now())
         rows.put_back(second, now())
         assert {(await got(rows)).request.n, (await got(rows)).request.n} == {0, 1}
@@ -234,6 +237,38 @@ def test_what_waits_is_bounded_by_its_bytes() -> None:
         assert await worker == 0
         assert await drawn(rows) == 4
         assert 100 <= virtual.elapsed_s() < 101
+
+    played(scene)
+
+
+def test_what_is_out_is_bounded_by_its_bytes() -> None:
+    """Four rows that fill the bound are out: nobody gets a fifth, nor a retry that is due, until one has come back."""
+
+    async def scene() -> None:
+        rows = frontier(8, bytes_each=HUGE)
+        jobs = [await got(rows) for _ in range(4)]
+        workers = [await idle(drawn(rows)) for _ in range(3)]
+        await asyncio.sleep(50)
+        assert not any(worker.done() for worker in workers)
+        rows.done(jobs[0])
+        await asyncio.sleep(1)
+        assert [worker.result() for worker in workers if worker.done()] == [4]
+        rows.put_back(jobs[1], now())
+        await asyncio.sleep(1)
+        assert sum(worker.done() for worker in workers) == 2
+
+    played(scene)
+
+
+def test_a_row_larger_than_the_bound_goes_alone() -> None:
+    """It is handed out where nothing else is out; the next one after it."""
+
+    async def scene() -> None:
+        rows = Frontier(iter([request(0)._replace(body=bytes(MOST_OUT_BYTES + 1)), row(1)]))
+        large = await got(rows)
+        other = await idle(drawn(rows))
+        rows.done(large)
+        assert await other == 1
 
     played(scene)
 
@@ -285,7 +320,7 @@ def test_all_rows_come_to_their_end(
                     line.put_back(job, due[n])
                 else:
                     ended.append(n)
-                    line.done()
+                    line.done(job)
 
         await asyncio.gather(*(work() for _ in range(workers)))
         assert sorted(ended) == list(range(rows))
