@@ -25,7 +25,7 @@ from batchrouter.records import OK, Fault, Reply, Request
 from batchrouter.redaction import Redactor
 from batchrouter.retry import clean
 from batchrouter.sse import Assembly, Incomplete
-from batchrouter.watch import Attempt, How, Watch
+from batchrouter.watch import Attempt, Watch
 from batchrouter.wire import MOST_BYTES, Answer, Wire, has_spoken, is_plain
 
 _ERROR_BODY_BYTES: Final = 2**20
@@ -65,11 +65,11 @@ class Catalogue(NamedTuple):
 class _Connector(aiohttp.TCPConnector):
     """Tells when an attempt opens a connection, and when it has one: made for it, or kept from another."""
 
-    on_connected: Callable[[How], None]
+    on_connected: Callable[..., None]
 
     async def connect(self, *args: Any, **kwargs: Any) -> Any:
         connection = await super().connect(*args, **kwargs)
-        self.on_connected("kept")
+        self.on_connected("kept", connection.transport)
         return connection
 
     async def _create_connection(self, *args: Any, **kwargs: Any) -> Any:

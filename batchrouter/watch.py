@@ -8,8 +8,11 @@ for each would cost a tenth of a whole request.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import math
+import struct
+import termios
 from contextvars import ContextVar
 from typing import Any, Final, Literal
 
@@ -28,12 +31,13 @@ class Attempt:
     """One request under way. `response`, `upload` and `assembly` are told by whoever sends it."""
 
     __slots__ = (
-        "_seen", "_task", "assembly", "connection", "expired", "response", "seen_s", "started_s", "upload",
+        "_seen", "_task", "assembly", "connection", "expired", "response", "seen_s", "started_s", "transport", "upload",
     )  # fmt: skip
 
     def __init__(self, task: asyncio.Task[Any], now: float) -> None:
         self.started_s = self.seen_s = now
         self.connection: How | Literal["none"] = "none"
+        self.transport: asyncio.Transport | None = None
         self.upload: io.BytesIO | None = None
         self.response: aiohttp.ClientResponse | Answer | None = None
         self.assembly: Assembly | None = None
@@ -72,10 +76,26 @@ class Attempt:
         keeps it alive is believed while the endpoint is thinking, but not in the middle of what it says.
         """
         if self.response is None:
-            return -1 if self.upload is None or self.upload.closed else self.upload.tell()
+            written = 0 if self.upload is None or self.upload.closed else self.upload.tell()
+            return written - 1 - _untaken_bytes(self.transport)
         if self.assembly is not None and self.assembly.events:
             return self.assembly.events
         return self.response.content.total_bytes
+
+
+def _untaken_bytes(transport: asyncio.Transport | None) -> int:
+    """How much of what was written the peer's machine has not taken yet: the system may hold megabytes of a body that
+    a slow line takes minutes for.
+    """
+    if transport is None or transport.is_closing():
+        return 0
+    here = transport.get_write_buffer_size()
+    peer = transport.get_extra_info("socket")
+    try:
+        held = fcntl.ioctl(peer.fileno(), termios.TIOCOUTQ, bytes(4)) if peer is not None else bytes(4)
+    except (OSError, ValueError):  # a system that does not tell
+        return here
+    return here + int(struct.unpack("i", held)[0])
 
 
 _OURS: ContextVar[Attempt | None] = ContextVar("the running task's attempt", default=None)
@@ -113,10 +133,11 @@ class Watch:
         """The attempt is over."""
         self._attempts.discard(attempt)
 
-    def connected(self, how: How) -> None:
+    def connected(self, how: How, transport: asyncio.Transport | None = None) -> None:
         """The running task's attempt opens a connection, or has one: made for it, or else kept from another."""
         attempt = _OURS.get()
         if attempt is not None:
+            attempt.transport = transport
             if how != "kept" or attempt.connection == "none":
                 attempt.connection = how
             attempt.started_s = attempt.seen_s = self._loop.time()

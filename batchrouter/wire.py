@@ -34,8 +34,11 @@ def has_spoken(connection: Connection) -> bool:
     protocol = connection.protocol
     if protocol is None or protocol.transport is None or protocol.should_close:
         return True
+    end = protocol.transport.get_extra_info("socket")
+    if end is None or end.fileno() < 0:
+        return True
     peer = select.poll()
-    peer.register(protocol.transport.get_extra_info("socket"), select.POLLIN)
+    peer.register(end, select.POLLIN)
     return bool(peer.poll(0))
 
 

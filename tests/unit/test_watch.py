@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -126,6 +128,41 @@ async def uploading(watch: Watch, attempt: Attempt) -> None:
     del watch
 
 
+async def taking_what_was_written(watch: Watch, attempt: Attempt) -> None:
+    """Of a body that was written in one piece, half waits in the transport and half in the system."""
+    here, there = socket.socketpair()
+    with here, there:
+        for _ in range(25):
+            here.send(bytes(1000))
+        transport = Written(here, 25_000)
+        watch.connected("kept", cast("asyncio.Transport", transport))
+        for _ in range(25):
+            await asyncio.sleep(1)
+            there.recv(1000)
+        for _ in range(25):
+            await asyncio.sleep(1)
+            transport.left_bytes -= 1000
+    await asyncio.sleep(9)
+    del attempt
+
+
+@dataclass
+class Written:
+    """What a transport tells of a body on its way out."""
+
+    socket: socket.socket
+    left_bytes: int
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return self.left_bytes
+
+    def get_extra_info(self, name: str) -> object:
+        return getattr(self, name)
+
+
 @pytest.mark.parametrize(
     ("peer", "seconds", "told"),
     [
@@ -138,6 +175,7 @@ async def uploading(watch: Watch, attempt: Attempt) -> None:
         (thinking_aloud, 50, ""),
         (speaking_then_pinging, IDLE_S, "not a byte for 10 s"),
         (uploading, 59, ""),
+        (taking_what_was_written, 59, ""),
     ],
 )
 def test_what_ends_an_attempt(peer: Peer, seconds: float, told: str) -> None:
