@@ -204,8 +204,9 @@ def test_failures_are_told_by_cause_with_the_fix(tmp_path: Path) -> None:
         body = {"error": {"message": f"no {heard.said}", "code": "c"}}
         return [http(200, right(heard)) if heard.said == "good" else http(int(heard.said), body)]
 
+    options = ("--max-attempts", "1", "--concurrency", "1")  # so that the first of each cause is the first to fail
     with hostile(script) as server:
-        done = run("run", "in.jsonl", "--max-attempts", "1", cwd=tmp_path, env=server.environment)
+        done = run("run", "in.jsonl", *options, cwd=tmp_path, env=server.environment)
     assert done.returncode == 1
     assert [line for line in done.stderr.splitlines() if " tokens " not in line] == [
         "17 rows: 10 answered, 7 failed, 0 pending",
@@ -219,7 +220,7 @@ def test_failures_are_told_by_cause_with_the_fix(tmp_path: Path) -> None:
         "    fix: run them again with --retry 5xx; if it persists, try a different model or contact support",
         "answers: in.run/results.jsonl",
         "failures: in.run/errors.jsonl",
-        "to ask failed rows again, once the cause is mended: batchrouter run in.jsonl --max-attempts 1 --retry all",
+        "to ask failed rows again, once the cause is mended: batchrouter run in.jsonl --max-attempts 1 --concurrency 1 --retry all",
     ]
 
 
