@@ -78,8 +78,11 @@ def to_end(work: Coroutine[Any, Any, Value]) -> Value:
     except ImportError:
         factory = None
     gc.freeze()  # what is loaded by now stays, and to look at it now and then would hold up the loop for 25 ms
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(work)
+    finally:
+        gc.unfreeze()
 
 
 async def run_to_end(
