@@ -56,6 +56,7 @@ from batchrouter.review import Review
 from batchrouter.usage import read_usage
 
 _CLOCK_S: Final = 0.1
+_LAST_TURNS: Final = 5  # of the loop: what is at the sockets is read, and who waits for it wakes
 
 Blame = Literal["endpoint", "row"]
 
@@ -149,10 +150,19 @@ class Runner:
         self._loop.call_later(grace_s, self.abort)
 
     def abort(self) -> None:
-        """End what is in flight, too: those rows stay pending."""
+        """End what is in flight, too: those rows stay pending. What has arrived, even if unread so far, is recorded."""
         if self._halt is None:
             self._halt = Halt(128 + 2, "stopped at once")
             self._frontier.close()
+        for worker, in_flight in self._workers.items():
+            if not in_flight:
+                worker.cancel()
+        self._end_after(_LAST_TURNS)
+
+    def _end_after(self, turns: int) -> None:
+        if turns > 0:
+            self._loop.call_soon(self._end_after, turns - 1)
+            return
         for worker in self._workers:
             worker.cancel()
 

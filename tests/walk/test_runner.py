@@ -872,6 +872,22 @@ def test_abort_alone_is_not_taken_for_the_end_of_the_rows() -> None:
     assert virtual.run(play()).halt is not None
 
 
+def test_what_has_arrived_when_all_is_ended_is_recorded() -> None:
+    """Eight answers come at the very moment of a second Ctrl-C, and nobody has looked at them yet: they are paid for."""
+
+    async def play() -> Stage:
+        def script(row: Request, _nth: int, _now: float) -> Reply:
+            if row.n == 0:
+                asyncio.get_running_loop().call_later(scripted.LATENCY_S, stage.runner.abort)
+            return reply()
+
+        stage = Stage(50, script)
+        return await stage.run()
+
+    stage = virtual.run(play())
+    assert len(stage.endpoint.calls) == len(stage.books.outcomes) == 8
+
+
 def test_stop_before_the_start_sends_nothing() -> None:
     """A Ctrl-C that came during the plan: the run ends before its first request."""
 
