@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import click
@@ -38,7 +42,8 @@ class LazyGroup(click.Group):
         """The command called `cmd_name`, imported."""
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        with _left_at_once():
+            command = importlib.import_module(COMMANDS[cmd_name][0]).command
         assert isinstance(command, click.Command)  # noqa: S101  (the table above is ours)
         return command
 
@@ -46,6 +51,20 @@ class LazyGroup(click.Group):
         """The list of commands, from the table instead of from the modules."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@contextmanager
+def _left_at_once() -> Iterator[None]:
+    """While inside, Ctrl-C raises nothing but ends the process: compiled modules that are being loaded crash on it."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or a caller's own
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @click.group(

@@ -30,6 +30,7 @@ from kit.world import (
     environment,
     lines_in,
     request_row,
+    run,
     serving,
     wait_until,
     write_jsonl,
@@ -184,6 +185,15 @@ def test_a_second_signal_leaves_at_once(shell: Warm, tmp_path: Path) -> None:
         found = books(tmp_path / "in.run")
         assert (found.results, found.errors) == ([], [])
         check_finishes(shell, tmp_path, served, 30)
+
+
+def test_ctrl_c_raises_nothing_in_what_is_being_loaded(tmp_path: Path) -> None:
+    """A compiled module may crash on it: the process ends there and then, with 130 and no word."""
+    module = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nfinally:\n    print('raised')\n"
+    (tmp_path / "orjson.py").write_text(module)
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    done = run("plan", "in.jsonl", cwd=tmp_path, env={"PYTHONPATH": path})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_ctrl_c_ends_the_wait_for_standard_input(tmp_path: Path) -> None:
