@@ -22,6 +22,8 @@ BOUND_REACHED: Final = 6
 _FEW_ANSWERS: Final = 8  # say nothing of how long the others may be
 _LEAST_ANSWER_TOKENS: Final = 64
 _SPREAD: Final = 1.25  # above a prompt that took more than it should ever take
+_SLOWER: Final = 1.1  # than the slowest of late the next answer may be
+_UNSEEN_S: Final = 0.2  # may pass until the end of admission is seen
 _FREE: Final = Price(prompt=0.0, completion=0.0)
 
 Lacking = Literal["--max-tokens", "--max-cost"]
@@ -149,7 +151,7 @@ class End(NamedTuple):
 
 class Deadline:
     """When admission ends so that what is in flight is done by the first of `ends`: as early as the slowest of late
-    answers took.
+    answers took, and a little more, as nobody looks at the clock all the time.
     """
 
     def __init__(self, *ends: End) -> None:
@@ -166,8 +168,9 @@ class Deadline:
 
     def passed(self, now: float, wall: float) -> Halt | None:
         """The stop, once it is time."""
+        needed_s = _SLOWER * self._slowest_s + _UNSEEN_S if self._slowest_s else 0.0
         for end in self._ends:
-            if (wall if end.is_wall else now) + self._slowest_s >= end.at_s:
+            if (wall if end.is_wall else now) + needed_s >= end.at_s:
                 return Halt(BOUND_REACHED, end.reason)
         return None
 

@@ -205,6 +205,6 @@ def test_what_bounds_a_run_is_told_everywhere(tmp_path: Path) -> None:
     assert health["lost_s"]["requests"] > 0
     events = {event["event"]: event for event in read_jsonl(tmp_path / "in.run/events.jsonl")}
     assert events["limit"]["requests_per_min"] == health["requests_per_min"]
-    assert events["health"]["lanes"][lane]["lost_s"]["requests"] > 1
+    assert events["health"]["lanes"][lane]["lost_s"]["requests"] > 0
     assert f"limit of {lane}: at most " in done.stderr
     assert "held up by requests " in done.stderr
