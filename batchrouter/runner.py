@@ -263,13 +263,18 @@ class Runner:
     def _look_at_clock(self) -> None:
         """Stop in time for what is in flight to end by the deadline, and let it go on until then."""
         now = self._loop.time()
-        if self._deadline is not None and (halt := self._deadline.passed(now, self._wall())) is not None:
-            self._stop(halt, max(self._grace_s, self._deadline.left_s(now, self._wall())))
-        elif (halt := self._dead_end(now)) is not None:
+        if self._deadline is not None:
+            self._heed(self._deadline, now)
+        if (halt := self._dead_end(now)) is not None:
             self.stop(halt)
         for lane in self._lanes.all:
             self._listen(lane, now)
         self._clock = self._loop.call_later(_CLOCK_S, self._look_at_clock)
+
+    def _heed(self, deadline: Deadline, now: float) -> None:
+        wall = self._wall()
+        if (halt := deadline.passed(now, wall)) is not None:
+            self._stop(halt, max(self._grace_s, deadline.left_s(now, wall)))
 
     def _listen(self, lane: Lane, now: float) -> None:
         """Send nothing but probes where nothing comes back; each has a worker of its own, as all others wait."""
@@ -346,6 +351,7 @@ class Runner:
         """Book an answered row."""
         if self._deadline is not None:
             self._deadline.answered(reply.latency_s)
+            self._heed(self._deadline, now)
         if self._jury.is_watching:
             self._book(self._jury.answered())
         self._take_answer(lane, sent)

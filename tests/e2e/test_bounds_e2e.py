@@ -121,18 +121,18 @@ def test_defaults_of_a_model_are_reckoned_with(shell: Warm, tmp_path: Path) -> N
 
 
 def test_max_time_ends_in_time_for_what_is_in_flight(shell: Warm, tmp_path: Path) -> None:
-    """Answers of 0.4 s, 1.5 s allowed, no grace at all: exit 6 with every answer that was asked for recorded."""
+    """Answers of 0.4 s, 3 s allowed, no grace at all: exit 6 with every answer that was asked for recorded."""
     write_jsonl(tmp_path / "in.jsonl", [request_row(n) for n in range(200)])
     with serving(Behaviour(latency=Latency(0.4))) as served:
-        options = ("--max-time", "1.5s", "--concurrency", "4", "--grace", "0s")
+        options = ("--max-time", "3s", "--concurrency", "4", "--grace", "0s")
         done = shell.run("run", "in.jsonl", *options, cwd=tmp_path, env=served.environment)
         assert done.returncode == 6, done.stderr
         found = books(tmp_path / "in.run")
         assert served.asked == len(found.results)
-        assert 4 <= len(found.results) < 20
+        assert 4 <= len(found.results) < 40
     assert found.errors == []
     assert f"{200 - len(found.results)} pending" in done.stderr
-    assert "stopped: --max-time 1.5 s reached" in done.stderr
+    assert "stopped: --max-time 3 s reached" in done.stderr
 
 
 def test_until_is_local_time(shell: Warm, tmp_path: Path) -> None:
