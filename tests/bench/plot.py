@@ -32,7 +32,7 @@ class Panel(NamedTuple):
     linear_y: bool = False
 
 
-class _Axis(NamedTuple):
+class Axis(NamedTuple):
     """Values from `low` to `high` on pixels from `start` to `end`."""
 
     low: float
@@ -58,7 +58,7 @@ class _Axis(NamedTuple):
                 values = [step * value for value in values for step in (1, 2, 5)]
         else:
             unit = 10 ** math.floor(math.log10(self.high))
-            step = next(unit * part for part in (0.1, 0.2, 0.25, 0.5, 1) if self.high / (unit * part) <= 6)
+            step = next(unit * part for part in (0.1, 0.2, 0.25, 0.5, 1, 2) if self.high / (unit * part) <= 6)
             values = [step * number for number in range(int(self.high / step) + 1)]
         return [value for value in values if self.low * 0.999 <= value <= self.high * 1.001]
 
@@ -81,9 +81,9 @@ def _panel(panel: Panel) -> list[str]:
     parts = [f'<text x="{_LEFT}" y="18" font-size="14" font-weight="bold">{escape(panel.title)}</text>']
     if not xs:
         return [*parts, f'<text x="{_LEFT}" y="{_HEIGHT // 2}">not measured</text>']
-    across = _Axis(min(xs) / 1.3, max(xs) * 1.3, _LEFT, _WIDTH - _RIGHT, logarithmic=True)
+    across = Axis(min(xs) / 1.3, max(xs) * 1.3, _LEFT, _WIDTH - _RIGHT, logarithmic=True)
     low, high = (0.0, max(ys) * 1.15) if panel.linear_y else (min(ys) / 1.6, max(ys) * 1.6)
-    upward = _Axis(low, high, _HEIGHT - _BOTTOM, _TOP, logarithmic=not panel.linear_y)
+    upward = Axis(low, high, _HEIGHT - _BOTTOM, _TOP, logarithmic=not panel.linear_y)
     parts += _grid(across, upward)
     middle = (_TOP + _HEIGHT - _BOTTOM) // 2
     centre = (_LEFT + _WIDTH - _RIGHT) // 2
@@ -96,7 +96,7 @@ def _panel(panel: Panel) -> list[str]:
     return parts
 
 
-def _grid(across: _Axis, upward: _Axis) -> list[str]:
+def _grid(across: Axis, upward: Axis) -> list[str]:
     parts = []
     for value in across.ticks():
         x = across.at(value)
@@ -109,7 +109,7 @@ def _grid(across: _Axis, upward: _Axis) -> list[str]:
     return parts
 
 
-def _line(series: Series, across: _Axis, upward: _Axis, number: int) -> list[str]:
+def _line(series: Series, across: Axis, upward: Axis, number: int) -> list[str]:
     colour = _COLOURS[number % len(_COLOURS)]
     pixels = [(across.at(x), upward.at(y)) for x, y in series.points]
     path = " ".join(f"{x},{y}" for x, y in pixels)
