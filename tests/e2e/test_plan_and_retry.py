@@ -83,7 +83,7 @@ def test_each_class_of_retry_asks_its_own_rows_and_no_others(shell: Warm, tmp_pa
     """
     rows = [named(name, f"[[fault:{fault}]] {name}") for name, (fault, _) in TROUBLES.items()]
     rows = [row for n, bad in enumerate(rows) for row in (bad, *(request_row(9 * n + i) for i in range(5)))]
-    options = ("--max-attempts", "1", "--timeout", "0.5s", "--on-truncated", "fail")
+    options = ("--max-attempts", "1", "--timeout", "2s", "--on-truncated", "fail")
     with serving(Behaviour(journal=True)) as served:
         desk = Desk(shell, tmp_path, served)
         desk.write(rows)

@@ -90,7 +90,7 @@ def test_the_emulator_survives_each_of_its_faults(name: str, *, streamed: bool) 
         async with Emulator() as emulator:
             async with client(emulator) as ask:
                 try:
-                    async with asyncio.timeout(0.2 if name in SILENT else 20):
+                    async with asyncio.timeout(0.6 if name in SILENT else 20):
                         status, _ = await ask(row)
                     assert name not in SILENT
                     assert status == 200 or not FAULTS[name].usable
