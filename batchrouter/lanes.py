@@ -199,6 +199,7 @@ class Lanes:
             self._gone.add(job.route)
             lane.is_gone = sum(other is lane for other in self._by_route.values()) == 1
             lane.throttle.note("model_gone", model=job.route.model, endpoint=job.route.endpoint)
+        _forget_failures(job)
         return True
 
     def falls_back(self, job: Job) -> bool:
@@ -215,8 +216,7 @@ class Lanes:
         if not names:
             return False
         job.names = names
-        job.counted = 0
-        job.failed_s, job.suspect = None, False
+        _forget_failures(job)
         return True
 
     def shut(self, lane: Lane, halt: Halt, now: float) -> bool:
@@ -265,3 +265,9 @@ class Lanes:
     def halt(self) -> Halt | None:
         """Why an endpoint is closed to us, if one is."""
         return next((lane.place.halt for lane in self.all if lane.place.halt is not None), None)
+
+
+def _forget_failures(job: Job) -> None:
+    """What failed where a row was before does not count where it goes now."""
+    job.counted = 0
+    job.failed_s, job.suspect = None, False

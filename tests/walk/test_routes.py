@@ -214,6 +214,28 @@ def test_a_model_that_fails_for_good_is_stood_in_for() -> None:
     assert len(stage.endpoint.calls) <= 300 * 1.2
 
 
+def test_a_model_that_is_gone_costs_its_rows_no_attempt() -> None:
+    """Of two attempts that a row has, the one that met a missing model of its pool does not count."""
+    unlucky: list[int] = []
+    failed: set[int] = set()
+
+    def answer(row: Request, _nth: int, _now: float) -> Reply:
+        if row.model == "gone":
+            unlucky.append(row.n)
+            return refused(404, "model_not_found")
+        if row.n == unlucky[0] and not failed:
+            failed.add(row.n)
+            return refused(503)
+        return GOOD
+
+    stage = played(
+        200, answer, requests=asked_of("any", rows=200), pools={"any": ("gone", "there")}, pace_of=steady(),
+        max_attempts=2,
+    )  # fmt: skip
+    assert failed
+    assert len(stage.books.answered) == 200
+
+
 def test_a_model_that_is_gone_is_stood_in_for() -> None:
     """404 model_not_found is no fault of the row's, while another may answer it."""
     stage = played(
