@@ -44,7 +44,7 @@ _LEAST_GUESS: Final = 4.0  # requests a second, where hardly any has been accept
 _UNKNOWN_HOLD_S: Final = 0.25  # it is not held, but doubled every second
 _GROWN: Final = 0.1  # the error of a ceiling that was found at such growth
 _TRUE: Final = 0.9  # of the rate was measured, and it is not far wrong: nor is it where a part of a window was
-_DOUBT_S: Final = 0.5
+_DOUBT_S: Final = 0.5  # how long a ceiling is held that may be another limit's
 
 _CLIMB: Final = 0.03  # of the ceiling, or a third of its error: times the cube of the time in climbs
 _CLIMB_S: Final = 1.5
@@ -105,7 +105,6 @@ class Ceiling:
         "_tried",
         "_tried_at",
         "_was_surprised",
-        "is_bound",
         "rate",
         "top",
     )
@@ -116,7 +115,6 @@ class Ceiling:
         self._told_limit = 0.0
         self.rate = self._cap
         self.top: float | None = None
-        self.is_bound = False
         self._margin = _MARGIN
         self._error = 0.0
         self._best, self._best_at = 0.0, now
@@ -271,11 +269,11 @@ class Ceiling:
         elapsed_s = now - self._tried_at
         if self.rate == math.inf or elapsed_s * self.rate < _TRIED[self._error > _UNKNOWN] * unit:
             return
-        self.is_bound = sent - self._tried >= _USED * elapsed_s * self.rate
+        is_used = sent - self._tried >= _USED * elapsed_s * self.rate
         self._tried_at, self._tried = now, sent
         if self.top is None:
             return
-        if not self.is_bound:
+        if not is_used:
             self._since += elapsed_s  # a rate that nobody used was not tried
             return
         climbing_s = now - self._since - self._hold_s
@@ -292,7 +290,6 @@ class Ceiling:
         """There is no such limit."""
         self.top = None
         self.rate = self._cap
-        self.is_bound = False
 
     def hurry(self) -> None:
         """Another limit has refused what this one let through: climb at once."""

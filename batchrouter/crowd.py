@@ -58,7 +58,6 @@ class Crowd:
         "_target",
         "_try_at",
         "_wait_s",
-        "is_bound",
         "limit",
         "top",
     )
@@ -67,7 +66,6 @@ class Crowd:
         self._most = fixed or most
         self.limit = fixed or min(start or _START, most)
         self.top: int | None = None
-        self.is_bound = False
         self._is_starting = True
         self._base_s = math.inf
         self._good, self._rate = self.limit, 0.0
@@ -79,16 +77,16 @@ class Crowd:
 
     def answered(self, at: float, in_flight: int, flying: int, now: float) -> None:
         """An answer to a request sent at `at` as the `in_flight`th, with `flying` on their way until now."""
-        self.is_bound = flying >= self.limit
+        is_bound = flying >= self.limit
         if self.top is not None:
-            if self.is_bound:
+            if is_bound:
                 self._climb(now)
             return
         if at >= self._round_at and self._least <= in_flight:
             self._answers += 1
             self._in_flight += in_flight
             self._latency_s += now - at
-        if not self.is_bound:
+        if not is_bound:
             return
         if self.limit < self._target:
             self.limit += 1

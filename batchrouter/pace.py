@@ -19,15 +19,13 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from batchrouter.ceiling import Ceiling, Cost, End
 from batchrouter.crowd import Crowd
 from batchrouter.hints import Hints
 from batchrouter.luck import Luck
 from batchrouter.suspects import Load, Suspects
-
-Bound = Literal["nothing", "requests", "tokens", "concurrency"]
 
 _TICK_S: Final = 0.02
 _PAUSES_S: Final = (0.05, 30.0)  # the shortest and longest pause after a 429 that asks for none
@@ -36,7 +34,8 @@ _PAUSE_EPISODES: Final = 0.04  # of the longest episode
 _JITTER: Final = 0.1  # added to a pause that was asked for, of its length
 _UNREFUSED: Final = 1.5  # times the time that a refusal takes, and a request may be taken for accepted
 _PROBE_S: Final = 0.02  # the shortest time between two probes: the mechanism is no more exact
-_FEW, _FEW_SHARE = 3, 0.1  # refusals in an episode, and of the requests in flight: it may be bad luck
+_FEW: Final = 3  # refusals in an episode may be bad luck …
+_FEW_SHARE: Final = 0.1  # … and this share of the requests in flight besides
 _ROUNDED_MOST_S: Final = 2.0  # whole seconds below this are rounded up from almost nothing
 
 
@@ -144,15 +143,6 @@ class Pace:
     def concurrency(self) -> int:
         """Requests in flight at once."""
         return self._crowd.limit
-
-    @property
-    def bound_by(self) -> Bound:
-        """What holds the run up at this moment, pauses apart."""
-        if self._tokens.is_bound:
-            return "tokens"
-        if self._requests.is_bound:
-            return "requests"
-        return "concurrency" if self._crowd.is_bound else "nothing"
 
     @property
     def learned(self) -> Learned:

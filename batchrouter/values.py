@@ -64,26 +64,34 @@ def auto_positive(value: object) -> int | None:
 
 def auto_rate(value: object) -> float | None:
     """A number a minute above 0, or None for `auto`."""
-    if str(value).lower() == "auto":
-        return None
-    try:
-        rate = float(str(value))
-    except ValueError:
-        raise ValueError(f"{value!r} is neither a number a minute nor `auto`") from None
-    if not 0 < rate < math.inf:
+    return None if str(value).lower() == "auto" else _above_0(value, "neither a number a minute nor `auto`")
+
+
+def amount(value: object) -> float:
+    """A number above 0."""
+    return _above_0(value, "no amount")
+
+
+def _above_0(value: object, problem: str) -> float:
+    number = _number(value, problem)
+    if not 0 < number < math.inf:
         raise ValueError(f"{value!r} must be above 0")
-    return rate
+    return number
 
 
 def ratio(value: object) -> float:
     """A number from 0 to 1."""
-    try:
-        ratio = float(str(value))
-    except ValueError:
-        raise ValueError(f"{value!r} is no number") from None
-    if not 0 <= ratio <= 1:
+    number = _number(value, "no number")
+    if not 0 <= number <= 1:
         raise ValueError(f"{value!r} must be between 0 and 1")
-    return ratio
+    return number
+
+
+def _number(value: object, problem: str) -> float:
+    try:
+        return float(str(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is {problem}") from None
 
 
 def text(value: object) -> str:
@@ -99,17 +107,6 @@ def time_of_day(value: object) -> str:
     if not re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", text):
         raise ValueError(f"{value!r} is no time of day such as 06:00")
     return text
-
-
-def amount(value: object) -> float:
-    """A number above 0."""
-    try:
-        amount = float(str(value))
-    except ValueError:
-        raise ValueError(f"{value!r} is no amount") from None
-    if not 0 < amount < math.inf:
-        raise ValueError(f"{value!r} must be above 0")
-    return amount
 
 
 def flag(value: object) -> bool:

@@ -45,14 +45,15 @@ driven here by a simulator (`tests/kit/simulator.py`) in virtual time, beside th
 
 Each cell: how much of what was allowed was used over the whole run, starting included, and in parentheses the share of
 all requests that were answered 429. Then the same once it had settled: after the first third of the run; where a limit
-changes, in the five seconds that begin ten seconds after each change (the worse of the two). Means of {len(SEEDS)}
-seeds. A run is 30 s, answers take 80 ms in the median (lognormal), and refusals 2 ms, if not said otherwise; *Retry-After* is in
-whole seconds, *meters* are `x-ratelimit-*` headers with limits a minute. A bucket holds a tenth of a second's worth.
+changes, in the five seconds that begin ten seconds after each change (the worse of the two). Means of {len(SEEDS)} seeds.
+
+A run is 30 s, answers take 80 ms in the median (lognormal), and refusals 2 ms, if not said otherwise; *Retry-After* is
+in whole seconds, *meters* are `x-ratelimit-*` headers with limits a minute. A bucket holds a tenth of a second's worth.
 More than 100 % is what was in store at the start.
 
 All four get the same mechanism: one shared pause after a 429, as long as was asked for, else with backoff of their own.
-AIMD and the gradient bound the number in flight alone, so they can use a limit on the rate only by being refused again and
-again; CUBIC bounds the rate, and knows nothing of a number in flight.
+AIMD and the gradient bound the number in flight alone, so they can use a limit on the rate only by being refused again
+and again; CUBIC bounds the rate, and knows nothing of a number in flight.
 """
 
 
