@@ -12,7 +12,6 @@ import pytest
 from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.properties import unhurried
 
 from batchrouter.compressed import damage_told, decompressed
 from batchrouter.errors import UsageError
@@ -53,7 +52,6 @@ def test_all_is_read(path: Path) -> None:
         assert list(file) == PLAIN.splitlines(keepends=True)
 
 
-@unhurried
 @given(st.lists(st.tuples(st.integers(0, len(PLAIN) + 10), st.integers(0, 9000)), max_size=6))
 def test_any_place_can_be_gone_to(path: Path, reads: list[tuple[int, int]]) -> None:
     """Forward, back, beyond the end: what is read there is what stands there."""

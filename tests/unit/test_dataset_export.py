@@ -82,7 +82,7 @@ def prepared(folder: Path, table: Path, prompt: str, **options: Any) -> Path:
     return requests
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     names=st.lists(TEXT, min_size=1, max_size=3, unique=True).filter(lambda names: names != [""]),
     rows=st.lists(st.lists(TEXT, min_size=3, max_size=3), min_size=1, max_size=5),
@@ -117,7 +117,7 @@ IDS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ids=IDS, shift=st.integers(0, 5), kind=st.sampled_from(["jsonl", "parquet"]))
 @example(ids=["1", 1], shift=0, kind="jsonl")
 @example(ids=["\ud800", "\udfff", "\ufffd"], shift=1, kind="jsonl")
@@ -152,7 +152,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(st.dictionaries(st.text(max_size=3), JSON_VALUES, max_size=4), min_size=1, max_size=4))
 def test_any_json_rows_come_back_with_their_types(rows: list[dict[str, Any]]) -> None:
     """Integers of any size, floats, nested values, lone surrogates, absent members: as they were."""
@@ -373,7 +373,7 @@ def test_the_inputs_are_found_where_the_run_directory_went(tmp_path: Path, monke
 
 
 @given(order=st.permutations(range(12)), dropped=st.sets(st.integers(0, 11), max_size=6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_join_is_by_id_whatever_the_order(order: list[int], dropped: set[int]) -> None:
     """A table that was sorted, or lost rows, since it was prepared: no answer moves to another row."""
     with tempfile.TemporaryDirectory() as name:

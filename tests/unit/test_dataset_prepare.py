@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped]
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchrouter.dataset.labels import Mismatch, read_schema, shape_of_labels, shape_of_schema, split_labels
@@ -141,7 +141,6 @@ def test_ids_pass_exactly_when_they_are_unique(ids: list[str]) -> None:
         assert len(set(ids)) == len(ids)
 
 
-@settings(deadline=None)
 @given(size=st.integers(0, 40), wanted=st.integers(1, 50), seed=st.integers(0, 99))
 def test_a_sample_keeps_the_order(size: int, wanted: int, seed: int) -> None:
     """As many as asked for, or all; the same by the same seed; known by their own numbers."""

@@ -75,7 +75,7 @@ TABLES = st.integers(2, 4).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(table=TABLES, kind=st.sampled_from(["csv", "tsv"]))
 @example(table=(["\ufeffa", "b"], [["\r", ""], ["", ""]]), kind="csv")
 @example(table=(["a", " "], [[" ", " "], ["", "\n"]]), kind="tsv")
@@ -94,7 +94,7 @@ def test_what_is_written_as_csv_is_what_others_read(
     assert [[cell or "" for cell in row] for row in other.rows()] == [names, *rows]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=st.lists(st.lists(st.text(max_size=4) | st.none(), min_size=1, max_size=1), max_size=4))
 def test_one_column_loses_no_row(rows: list[list[str | None]]) -> None:
     """A record that is nothing but an empty cell is no blank line; NUL and all else there is, but lone surrogates."""

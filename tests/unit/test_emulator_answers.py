@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.properties import unhurried
 
 from batchrouter.emulator import answer
 from batchrouter.emulator.chunks import chunks
@@ -253,7 +252,6 @@ def grown(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[st
     return objects | arrays | st.lists(inner, min_size=1, max_size=3).map(lambda some: {"anyOf": some})
 
 
-@unhurried
 @given(schema=st.recursive(LEAVES, grown, max_leaves=12), seed=st.integers(0, 2**32))
 def test_an_instance_fits_its_schema(schema: dict[str, Any], seed: int) -> None:
     """Any schema of the keywords that models are given gets a valid instance, the same for the same seed."""

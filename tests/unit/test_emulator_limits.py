@@ -7,7 +7,6 @@ from email.utils import parsedate_to_datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.properties import unhurried
 
 from batchrouter.emulator import Limits
 from batchrouter.emulator.limits import (
@@ -35,7 +34,6 @@ def admitted(limits: Limits, arrivals: list[tuple[float, int]]) -> list[tuple[fl
     return let_in
 
 
-@unhurried
 @given(arrivals=ARRIVALS)
 def test_no_window_slides_over_too_much(arrivals: list[tuple[float, int]]) -> None:
     """Sliding: whatever 10 s one looks at, at most 20 requests are in them."""
@@ -44,7 +42,6 @@ def test_no_window_slides_over_too_much(arrivals: list[tuple[float, int]]) -> No
         assert sum(1 for at, _ in let_in if start <= at < start + 10) <= 20
 
 
-@unhurried
 @given(arrivals=ARRIVALS)
 def test_a_bucket_holds_its_depth_and_refills_evenly(arrivals: list[tuple[float, int]]) -> None:
     """Token bucket: over any stretch at most its depth and what has flowed in."""
@@ -55,7 +52,6 @@ def test_a_bucket_holds_its_depth_and_refills_evenly(arrivals: list[tuple[float,
             assert inside <= 5 + (end - start) + 1e-3
 
 
-@unhurried
 @given(arrivals=ARRIVALS)
 def test_a_fixed_window_counts_from_zero(arrivals: list[tuple[float, int]]) -> None:
     """Fixed: at most 20 in each 10 s from the first request on; twice that around an edge is possible."""
@@ -65,7 +61,6 @@ def test_a_fixed_window_counts_from_zero(arrivals: list[tuple[float, int]]) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@unhurried
 @given(arrivals=ARRIVALS)
 def test_the_wait_it_tells_is_enough(kind: Kind, arrivals: list[tuple[float, int]]) -> None:
     """A refused request is let in after just the wait it was told, and more tokens than the limit pass alone."""

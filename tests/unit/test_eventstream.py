@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kit.properties import unhurried
 from kit.streams import answer, assembled, choice, chunk, cut, lines, said
 
 from batchrouter.eventstream import Event, Events
@@ -54,7 +53,6 @@ def test_spellings(spelling: str) -> None:
     assert assembled(stream[at : at + 1] for at in range(len(stream))) == expected
 
 
-@unhurried
 @given(st.sampled_from(sorted(SPELLED)), st.lists(st.integers(0, 1000), max_size=8))
 def test_spellings_in_any_pieces(spelling: str, places: list[int]) -> None:
     """Each spelling is the same answer however it is cut, empty pieces too."""
@@ -90,7 +88,6 @@ def test_stray_text_is_what_precedes_the_first_field() -> None:
     assert (events.stray(), events.streaming) == (b'{"a"\n: 1}', True)
 
 
-@unhurried
 @given(st.binary() | st.text("dat: \r\n\ufeff{}").map(str.encode), st.lists(st.integers(0, 200)))
 @example(b"data: a\r\ndata: b\r\n\r\n", [8, 8, 9])  # CR, nothing, LF: one end of a line
 @example(b"\xef\xbb\xbfdata: a\n\n", [1, 2])  # a byte order mark in pieces

@@ -286,7 +286,7 @@ def test_the_bound_wakes_those_whom_it_stopped() -> None:
     played(scene)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(0, 40),
     st.integers(1, 9),

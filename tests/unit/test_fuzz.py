@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.hostile import KEY, Heard, Step, hostile, http, opened, piece, right
 from kit.scripted import request
@@ -30,7 +30,7 @@ from batchrouter.transport import Transport
 from batchrouter.usage import read_usage
 
 EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "60"))
-bounded = settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
+bounded = settings(max_examples=EXAMPLES)
 
 NAMES = [
     "id", "object", "choices", "index", "message", "delta", "content", "role", "refusal", "tool_calls",

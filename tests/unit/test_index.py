@@ -143,7 +143,7 @@ def test_a_commit_is_there_after_opening_anew(index: Index, path: Path) -> None:
     again.close()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(
         st.lists(st.tuples(st.integers(0, 9), st.sampled_from([ANSWERED, FAILED]), st.integers(0, 2**40)), max_size=6),

@@ -255,7 +255,7 @@ def objects(draw: st.DrawFn, depth: int = 1, needed: tuple[str, ...] = ()) -> st
 BODIES = objects(depth=2, needed=(' "model" : "m"', f"{ASKED} "))
 
 
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=70)
 @given(BODIES, SPACE, SPACE, st.sampled_from(["first", "middle", "last"]), st.lists(values(1), max_size=2))
 def test_a_batch_rows_body_is_sent_byte_for_byte(
     body: str, before: str, after: str, where: str, others: list[str]
@@ -270,7 +270,7 @@ def test_a_batch_rows_body_is_sent_byte_for_byte(
     assert set(found.extra or {}) == {f"x{n}" for n in range(len(others))}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(BODIES)
 def test_a_bare_body_is_sent_byte_for_byte(body: str) -> None:
     """A line without `custom_id` and `body` at its top is itself the body, to the byte."""
@@ -279,7 +279,7 @@ def test_a_bare_body_is_sent_byte_for_byte(body: str) -> None:
         assert asked(body).body == body.encode()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(BODIES, st.sampled_from(["first", "last"]))
 def test_of_a_bare_body_only_the_id_is_taken_out(body: str, where: str) -> None:
     """With a `custom_id` beside the other fields: all other members keep their text and their order."""

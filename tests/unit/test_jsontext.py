@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.properties import unhurried
 
 from batchrouter import jsontext
 from batchrouter.jsontext import NotJson, dumps, loads
@@ -157,7 +156,6 @@ wild_values = st.recursive(
 )
 
 
-@unhurried
 @given(wild_values)
 def test_round_trip(value: Any) -> None:
     """Whatever is written is one line, reads back the same, and is the same to the standard library."""
@@ -168,7 +166,6 @@ def test_round_trip(value: Any) -> None:
     assert json.loads(line) == value
 
 
-@unhurried
 @given(json_values, st.sampled_from([None, 0, 3]))
 def test_reads_like_the_standard_library(value: Any, indent: int | None) -> None:
     """Any layout of any value reads as the standard library reads it."""
@@ -176,7 +173,6 @@ def test_reads_like_the_standard_library(value: Any, indent: int | None) -> None
     assert loads(text.encode()) == json.loads(text)
 
 
-@unhurried
 @given(st.binary() | st.text('[]{}",:\\ud89e+-.01NaIfinty \n\ufeff').map(str.encode))
 def test_nothing_but_not_json_is_raised(raw: bytes) -> None:
     """No bytes make any function here raise anything but `NotJson`; what is read can be written."""
@@ -287,7 +283,6 @@ def objects(draw: st.DrawFn) -> bytes:
     return f"{draw(spaces)}{{{','.join(pieces) or draw(spaces)}}}{draw(spaces)}".encode()
 
 
-@unhurried
 @given(objects(), st.dictionaries(keys, json_values, max_size=3))
 def test_replace_changes_what_it_says_and_nothing_else(body: bytes, changes: dict[str, Any]) -> None:
     """The object reads the same but for the changes; each changed key is there once; a second time changes nothing."""
@@ -301,7 +296,6 @@ def test_replace_changes_what_it_says_and_nothing_else(body: bytes, changes: dic
         assert [member.key for member in jsontext.members(after)].count(key) == 1
 
 
-@unhurried
 @given(objects(), keys)
 def test_without_removes_what_it_says_and_nothing_else(body: bytes, key: str) -> None:
     """The object reads the same but for the key, and what is gone was a separator and the member."""

@@ -374,7 +374,7 @@ def test_a_log_read_back_gives_the_totals_that_were_counted(tmp_path: Path) -> N
         assert ledger.totals.lines({}) == counted
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.text(max_size=20),
     st.dictionaries(st.text(max_size=5), st.text(max_size=5) | st.integers() | st.floats(allow_nan=False), max_size=3),

@@ -513,7 +513,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(STEPS, min_size=1, max_size=6))
 def test_whatever_happened_between_no_answer_is_paid_twice(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[Any, ...]]

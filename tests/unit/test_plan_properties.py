@@ -18,7 +18,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kit.promises import Books, books
-from kit.properties import unhurried
 from kit.world import Served, serving
 
 from batchrouter.audit import audit
@@ -200,7 +199,7 @@ STARTS = st.lists(
 )
 
 
-@settings(unhurried, max_examples=8)
+@settings(max_examples=8)
 @given(LINES, STARTS)
 @example([("a", "one"), (None, "two")], [([("insert", 0, (None, "two"))], "rerun", None)])
 @example([("a", "one"), ("b", "two")], [([("edit", 0, "two"), ("edit", 1, None)], "keep", None), ([], "refuse", None)])
@@ -252,7 +251,7 @@ CRASHES = st.lists(
 )  # fmt: skip
 
 
-@settings(unhurried, max_examples=15)
+@settings(max_examples=15)
 @given(crashes=CRASHES, dedupe=st.booleans())
 @example(crashes=[(1.0, 1.0, "3", b"")], dedupe=False)
 @example(crashes=[(0.0, 0.0, "3", b"\0" * 700)], dedupe=False)

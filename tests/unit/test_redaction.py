@@ -7,7 +7,6 @@ import json
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kit.properties import unhurried
 
 from batchrouter import jsontext
 from batchrouter.keys import Secret
@@ -64,7 +63,6 @@ def test_values_as_deep_as_can_be_read() -> None:
     assert b"sk-a" not in jsontext.dumps(Redactor(Secret(KEY)).loads(raw))
 
 
-@unhurried
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=13), st.text(), st.text())
 @example("0000000000000", "\u00d0", "")  # an escape that ends as the key begins
 def test_any_key_is_taken_out_of_any_text(key: str, before: str, after: str) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.properties import unhurried
 from kit.streams import (
     DONE,
     HEAD,
@@ -349,7 +348,6 @@ def test_fed_whole_and_byte_by_byte(case: str) -> None:
     assert assembled(stream[at : at + 1] for at in range(len(stream))) == expected
 
 
-@unhurried
 @given(st.sampled_from(SMALL), st.lists(st.integers(0, 4000), max_size=8))
 def test_fed_in_any_pieces(case: str, places: list[int]) -> None:
     """Each stream has this result however it is cut, empty pieces too."""
@@ -488,7 +486,6 @@ def mutated(stream: bytes, dice: random.Random) -> bytes:
     return bytes(mutant)
 
 
-@unhurried
 @given(st.sampled_from(SMALL), st.randoms(use_true_random=False))
 def test_no_mutant_raises(case: str, dice: random.Random) -> None:
     """A damaged stream has a result, the same in pieces; a message is one line, and a chat answer has its ends."""
@@ -503,7 +500,6 @@ def test_no_mutant_raises(case: str, dice: random.Random) -> None:
             assert all(one["finish_reason"] for one in choices)
 
 
-@unhurried
 @given(st.binary())
 def test_no_bytes_raise(noise: bytes) -> None:
     """Nor do any bytes raise, alone, as an event's data, or as a choice."""
@@ -543,7 +539,6 @@ json_values = st.recursive(
 )
 
 
-@unhurried
 @given(st.lists(json_values, max_size=5))
 def test_no_json_raises(values: list[Any]) -> None:
     """Nor does any JSON with the known names in unknown places, as events or as choices and deltas."""

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.properties import unhurried
 from kit.streams import DONE, HEAD, LOGPROBS, USAGE, assembled, call, chunk, opening, said, sse
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types import Completion
@@ -71,7 +70,6 @@ def official_streams(draw: st.DrawFn) -> list[dict[str, Any]]:
     return [*(chunk(one, usage=None, **shared) for one in choices), *usage]
 
 
-@unhurried
 @given(official_streams())
 def test_equal_to_what_the_sdk_assembles(chunks: list[dict[str, Any]]) -> None:
     """Of any official stream the SDK makes the same answer but for nulls, and ours validates as its type."""

@@ -86,7 +86,7 @@ def lines(totals: Totals) -> dict[str, dict[str, Any]]:
     return {found["model"]: found for found in map(json.loads, totals.lines({}).splitlines())}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(ROWS, max_size=20))
 def test_the_totals_are_the_rows(rows: list[tuple[str, Usage | None, int, bool]]) -> None:
     """A line a model, then one of all; every figure the sum over the rows; and the same after `dump` and `load`."""

@@ -108,7 +108,7 @@ KINDS: list[Reply | Fault] = [
 ]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     st.lists(st.lists(st.sampled_from(KINDS), max_size=12), min_size=1, max_size=40),
     st.integers(1, 16),
@@ -901,7 +901,7 @@ def test_stop_before_the_start_sends_nothing() -> None:
     assert stage.endpoint.calls == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.floats(0, 3, allow_nan=False),
     st.floats(0, 1, allow_nan=False),

@@ -95,7 +95,7 @@ def test_first_come_first_served(bounds: dict[str, Any]) -> None:
     assert played(scene).names == list(range(60))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.floats(0, 3), st.integers(1, 400), st.floats(0, 1)), min_size=1, max_size=30),
     st.sampled_from([1, 3, 100]),
@@ -520,7 +520,7 @@ def test_one_who_gives_up_hands_its_turn_on(bounds: dict[str, Any], who: int) ->
     assert played(scene).names == [n for n in range(10) if n != who]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.floats(0, 1), st.one_of(st.none(), st.floats(0, 1.5))), min_size=1, max_size=20),
     st.sampled_from(sorted(PACES)),
