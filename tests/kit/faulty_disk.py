@@ -1,7 +1,7 @@
 """A run whose Nth step on the disk fails or stops dead, for every N; then recovery, which may be cut short as well.
 
-Run as a program: `python -m kit.faulty_disk INPUT FOLDER KEY BASE_URL MODE EVERY [ENDED]`. It prints a JSON line a
-case. Each case is a forked child, so that nothing is imported twice and a child may die as if by SIGKILL. With ENDED, a
+Run as a program: `python -m kit.faulty_disk INPUT FOLDER KEY BASE_URL MODE FIRST EVERY [ENDED]`: steps FIRST, FIRST +
+EVERY and so on are struck. It prints a JSON line a case. Each case is a forked child, so that nothing is imported twice and a child may die as if by SIGKILL. With ENDED, a
 run directory whose rows have ended, each case is a start on a copy of it that asks failed and changed rows again.
 """
 
@@ -123,13 +123,13 @@ def lines_of(directory: Path, *names: str) -> list[bytes]:
 
 
 def main() -> None:
-    inputs, folder, key, base_url, mode, every, *ended = sys.argv[1:]
+    inputs, folder, key, base_url, mode, start, every, *ended = sys.argv[1:]
     settings = Settings(base_url=base_url, concurrency=3, checkpoint_every=0.01, changed="rerun")
     struck_settings = replace(settings, retry=("all",)) if ended else settings
     source, scratch = Path(inputs), Path(folder)
     wanted = {json.loads(line)["custom_id"] for line in source.read_text("utf-8").splitlines()}
     paid = set(lines_of(Path(ended[0]), "results", "errors")) if ended else set()
-    strike_at = 1
+    strike_at = int(start)
     while True:
         directory = scratch / f"{mode}-{strike_at}"
         if ended:
