@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import batchrouter.endpoints  # noqa: F401  (a run loads it late: each child would, for itself)
 from batchrouter.audit import audit
 from batchrouter.batch import run_batch
 from batchrouter.errors import BatchrouterError
