@@ -17,7 +17,7 @@ from batchrouter.jsonl import LONGEST_LINE_BYTES, Line
 from batchrouter.records import Identity, Refusal, Request
 from batchrouter.sources import Source
 
-_BATCH: Final = 512
+_BATCH: Final = 128
 
 
 class Rows:

@@ -53,6 +53,7 @@ from batchrouter.retry import (
     unwrapped,
 )
 from batchrouter.review import Review
+from batchrouter.turns import Turns
 from batchrouter.usage import read_usage
 
 _CLOCK_S: Final = 0.1
@@ -113,6 +114,7 @@ class Runner:
         self._group: asyncio.TaskGroup | None = None
         self._halt: Halt | None = None
         self._loop = asyncio.get_running_loop()
+        self._turns = Turns()
 
     async def run(self) -> Halt | None:
         """Ask every row; None when all have come to their end, else why not. Raises nothing that a peer can cause."""
@@ -144,6 +146,7 @@ class Runner:
         self._halt = halt
         self._tally.state = "stopping"
         self._frontier.close()
+        self._turns.end()
         for worker, in_flight in self._workers.items():
             if not in_flight:
                 worker.cancel()
@@ -154,6 +157,7 @@ class Runner:
         if self._halt is None:
             self._halt = Halt(128 + 2, "stopped at once")
             self._frontier.close()
+            self._turns.end()
         for worker, in_flight in self._workers.items():
             if not in_flight:
                 worker.cancel()
@@ -205,7 +209,7 @@ class Runner:
     async def _work(self, lane: Lane) -> None:
         worker = asyncio.current_task()
         assert worker is not None  # noqa: S101  (a coroutine runs in a task)
-        throttle, tally, send = lane.throttle, self._tally, lane.place.send
+        throttle, tally, turns, send = lane.throttle, self._tally, self._turns, lane.place.send
         try:
             while lane.workers <= throttle.pace.concurrency + throttle.stuck or throttle.circuit.is_silent:
                 job = await self._frontier.next(lane)
@@ -231,6 +235,7 @@ class Runner:
                 job.attempts += 1
                 try:
                     answer = await send(job.sending)
+                    await turns.wait()
                 finally:
                     tally.in_flight -= 1
                     throttle.left()

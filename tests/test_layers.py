@@ -32,6 +32,7 @@ LEVELS = [
         "eventstream",
         "credit",
         "gates",
+        "turns",
         "keys",
         "deltas",
         "ceiling",
