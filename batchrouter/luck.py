@@ -11,6 +11,7 @@ from collections import deque
 from typing import Final
 
 _EARLY, _LATE = 1.0, -0.5  # the score of an episode that came early, and of one that came when it was time
+_EARLY_TILL: Final = 0.5  # … and early, but with word of when it ends: who says that keeps count of something
 _LEAST: Final = -1.0
 _REFUTED: Final = -3.0
 _LUCK: Final = 3.0  # from this score on it is luck …
@@ -29,9 +30,10 @@ class Luck:
         self._score = self._share = 0.0
         self._counts: deque[tuple[int, int]] = deque([(0, 0)], maxlen=_EPISODES + 1)
 
-    def judge(self, accepted: int, refused: int, *, is_isolated: bool, is_early: bool) -> None:
+    def judge(self, accepted: int, refused: int, *, is_isolated: bool, is_early: bool, says_when: bool) -> None:
         """An episode has ended; so many requests were accepted and refused until now, all in all. It `is_isolated`
-        where the next request was accepted again, and the server named no limit.
+        where the next request was accepted again, and the server named no limit; it `says_when` where the server asked
+        for a pause of some length.
         """
         self._counts.append((accepted, refused))
         first_accepted, first_refused = self._counts[0]
@@ -42,7 +44,8 @@ class Luck:
         elif not is_isolated:
             self._score = min(self._score, _LEAST)
         else:
-            self._score = self._score + _EARLY if is_early else max(min(self._score, _LEAST), self._score + _LATE)
+            early = _EARLY_TILL if says_when else _EARLY
+            self._score = self._score + early if is_early else max(min(self._score, _LEAST), self._score + _LATE)
             if self._score >= _LUCK and share < _MOST_SHARE:
                 self.is_bad, self._share = True, share
                 self._counts = deque([self._counts[-1]], maxlen=_EPISODES + 1)

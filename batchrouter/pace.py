@@ -261,7 +261,13 @@ class Pace:
         number = self._suspects.judge_number(episode.first.in_flight, self._crowd.top)
         self._suspects.restart()
         blamed = self._requests if rate == "requests" else self._tokens
-        self._luck.judge(accepted, self._refused, is_isolated=episode.is_isolated, is_early=blamed.is_early(now))
+        self._luck.judge(
+            accepted,
+            self._refused,
+            is_isolated=episode.is_isolated,
+            is_early=blamed.is_early(now),
+            says_when=episode.asked_s > 0,
+        )
         cost = Cost(episode.refusals, now - episode.began_at)
         for ceiling, sent, refused, unit in (
             (self._requests, episode.sent, self._refused, 1.0),
