@@ -1,17 +1,17 @@
 """Is the endpoint itself down? Told from the attempts that ended last, over all rows.
 
-Rules of this file: pure; `now` is the loop's clock in seconds, and `Left` is when a request left by it. While open,
-nobody is admitted but one probe at a time, at growing intervals; the first answer closes it, but for one to a request
-that had left before those that failed: answers take their time, and failures need not. For the same reason an answer
-to an older request says nothing against ten that left after it and failed, if hardly any other has left since. One bad
-row among good ones never opens it.
+Rules of this file: pure; `now` is the loop's clock in seconds; a request left at `sent_s` by it, as the `nth` of its
+limit (0: that is not counted). While open, nobody is admitted but one probe at a time, at growing intervals; the first
+answer closes it, but for one to a request that had left before those that failed: answers take their time, and
+failures need not. For the same reason an answer to an older request says nothing against ten that left after it and
+failed, if hardly any other has left since. One bad row among good ones never opens it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final
 
 _ALL_OF: Final = 10  # this many attempts in a row, all failed …
 _ROWS: Final = 3  # … of at least so many rows
@@ -26,13 +26,6 @@ _PROBE_GROWTH: Final = 1.6
 _LONGEST_PROBE_GAP_S: Final = 4.5  # an outage's end is noticed within 5 s
 _FIRST_REFUSED_PROBE_S: Final = 1.0  # who refuses us is asked less often
 _LONGEST_REFUSED_GAP_S: Final = 10.0
-
-
-class Left(NamedTuple):
-    """When a request left, as the `nth` of its limit (0: that is not counted)."""
-
-    at_s: float
-    nth: int = 0
 
 
 class Circuit:
@@ -61,32 +54,32 @@ class Circuit:
         """Whether a request that left then, and failed, did so in an outage: it says nothing of its row, nor of now."""
         return self.open_since is not None or sent_s < self._well_from_s
 
-    def answered(self, left: Left) -> bool:
+    def answered(self, sent_s: float, nth: int = 0) -> bool:
         """Take in an attempt that brought an answer; true when the circuit closed by it."""
-        self.answered_to_s = max(self.answered_to_s, left.at_s)
+        self.answered_to_s = max(self.answered_to_s, sent_s)
         closes = self.open_since is not None
         if closes:
-            if left.at_s < self._failing_from_s:
+            if sent_s < self._failing_from_s:
                 return False
             self.open_since = None
             self.is_silent = False
-            self._well_from_s = left.at_s
+            self._well_from_s = sent_s
             self._recent.clear()
-        if self._since_count and (closes or left.nth > self._since_nth):
+        if self._since_count and (closes or nth > self._since_nth):
             self._since.clear()
             self._since_count = 0
-        self._recent.append((0, False, left.at_s))
+        self._recent.append((0, False, sent_s))
         return closes
 
-    def failed(self, row: int | None, left: Left, now: float, *, latest: int = 0) -> bool:
+    def failed(self, row: int | None, sent_s: float, now: float, *, nth: int = 0, latest: int = 0) -> bool:
         """Take in an attempt of `row` that failed by the endpoint (None: of no row in particular, as when there was no
         connection), when the `latest` to leave was the nth; true when the circuit opened by it.
         """
-        if self.excuses(left.at_s):
+        if self.excuses(sent_s):
             self.is_silent = False
             return False
-        self._recent.append((row, True, left.at_s))
-        self._since_nth = min(self._since_nth, left.nth) if self._since_count else left.nth
+        self._recent.append((row, True, sent_s))
+        self._since_nth = min(self._since_nth, nth) if self._since_count else nth
         self._since_count += 1
         self._since.add(row)
         if not self._has_cause() and not self._is_nearly_all(latest):

@@ -14,8 +14,9 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from batchrouter.circuit import Circuit, Left, Silence
+from batchrouter.circuit import Circuit, Silence
 from batchrouter.frontier import Job
+from batchrouter.pace import Sent
 from batchrouter.records import Fault, Halt, Reply, Request, Share
 from batchrouter.routing import Route, Routes, choose
 from batchrouter.throttle import Throttle
@@ -226,20 +227,20 @@ class Lanes:
         halted = {each.place.name for each in self.all if each.place.halt is not None}
         return len(halted) < self._endpoints
 
-    def take_evidence(self, lane: Lane, row: int | None, left: Left, now: float) -> bool:
+    def take_evidence(self, lane: Lane, row: int | None, sent: Sent, now: float) -> bool:
         """An attempt of `row` failed by the endpoint; true when the lane, or all of its endpoint, closed by it."""
         circuit = lane.throttle.circuit
-        if not circuit.is_open and circuit.excuses(left.at_s):
+        if not circuit.is_open and circuit.excuses(sent.at):
             return False
-        opened = circuit.failed(row, left, now, latest=lane.latest)
-        return lane.place.circuit.failed(row, Left(left.at_s), now) or opened
+        opened = circuit.failed(row, sent.at, now, nth=sent.nth, latest=lane.latest)
+        return lane.place.circuit.failed(row, sent.at, now) or opened
 
-    def reopen(self, lane: Lane, left: Left) -> bool:
+    def reopen(self, lane: Lane, sent: Sent) -> bool:
         """An endpoint answered what left then; true when it was closed until now."""
-        is_back = lane.place.circuit.answered(Left(left.at_s))
+        is_back = lane.place.circuit.answered(sent.at)
         if not lane.place.circuit.is_open:
             lane.place.halt = None
-        return lane.throttle.circuit.answered(left) or is_back
+        return lane.throttle.circuit.answered(sent.at, sent.nth) or is_back
 
     # --- when no way is left -----------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ class Ledger:
         self._index: Index | None = None
         self._failure: DiskError | None = None
         self._done: list[tuple[int, int, int]] = []
-        self._stamp = (0, "")
+        self._second = (-1, "")
         self.notes: list[str] = []
         self._damaged: list[tuple[Path, int]] = []
         if finish_interrupted(directory):
@@ -248,11 +248,10 @@ class Ledger:
 
     def _timestamp(self) -> str:
         """The wall time as `2026-11-22T20:43:00.123Z`."""
-        milliseconds = int(self._now() * 1000)
-        if milliseconds != self._stamp[0]:  # at full speed, many rows end within one
-            moment = datetime.fromtimestamp(milliseconds // 1000, UTC)
-            self._stamp = (milliseconds, f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03d}Z")
-        return self._stamp[1]
+        seconds, milliseconds = divmod(int(self._now() * 1000), 1000)
+        if seconds != self._second[0]:  # at full speed, thousands of rows end within one
+            self._second = (seconds, f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}")
+        return f"{self._second[1]}.{milliseconds:03d}Z"
 
     def checkpoint(self) -> Callable[[], None]:
         """Take what was recorded so far; the call returned makes it durable, and may run in another thread.

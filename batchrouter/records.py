@@ -6,6 +6,7 @@ those made a few times a run are frozen slotted dataclasses.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
@@ -37,13 +38,7 @@ class Usage(NamedTuple):
 
     def plus(self, other: Usage) -> Usage:
         """The two together, as two attempts of one row are."""
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.total_tokens + other.total_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.reasoning_tokens + other.reasoning_tokens,
-        )
+        return Usage(*map(operator.add, self, other))
 
 
 class Identity(NamedTuple):

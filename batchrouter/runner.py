@@ -16,7 +16,6 @@ from typing import Final, Literal, Protocol
 
 from batchrouter import jsontext
 from batchrouter.bounds import Budget, Deadline
-from batchrouter.circuit import Left
 from batchrouter.errors import BatchrouterError, DiskError
 from batchrouter.estimate import answer_budget
 from batchrouter.frontier import Frontier, Job
@@ -431,7 +430,7 @@ class Runner:
         if self._jury.is_watching:
             self._book(self._jury.heard(lane, sent.at))
         was_silent = lane.throttle.circuit.is_silent
-        if self._lanes.reopen(lane, Left(sent.at, sent.nth)):
+        if self._lanes.reopen(lane, sent):
             if was_silent:
                 lane.throttle.is_heard_again()
             lane.throttle.note("circuit_closed", lane=lane.name)
@@ -442,7 +441,7 @@ class Runner:
     def _take_evidence(self, lane: Lane, job: Job, row: int | None, sent: Sent, now: float) -> None:
         """Tell the circuits; when one opens, what failed by the endpoint is no longer held against the rows."""
         was_closed = lane.is_closed
-        if not self._lanes.take_evidence(lane, row, Left(sent.at, sent.nth), now):
+        if not self._lanes.take_evidence(lane, row, sent, now):
             return
         if not was_closed:
             lane.throttle.note("circuit_open", lane=lane.name, reason=self._last_trouble)

@@ -128,8 +128,8 @@ class Throttle:
             and pace.tokens_per_s == math.inf
             and not self._paused_until_s
             and not self._probing
-            and not self.circuit.is_open
-            and not self._endpoint.is_open
+            and self.circuit.open_since is None
+            and self._endpoint.open_since is None
             and (self._slots is None or self._slots.is_free)
         )
 

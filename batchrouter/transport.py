@@ -176,15 +176,15 @@ class Transport:
                 ) as response,
             ):
                 status = response.status
-                read = await _read(response, _CATALOGUE_BYTES if status == OK else _ERROR_BODY_BYTES)
+                raw = await _read(response, _CATALOGUE_BYTES if status == OK else _ERROR_BODY_BYTES)
         except TimeoutError:
             return Catalogue(Fault("timeout", f"no answer within {within_s:g} s", within_s), None)
         except MISHAPS as error:
             return Catalogue(fault_of(error, 0.0, answered=False), None)
         if status != OK:
-            return Catalogue(Reply(status, {}, self._error_body(read.raw), 0.0), None)
+            return Catalogue(Reply(status, {}, self._error_body(raw), 0.0), None)
         try:
-            listed = self._redact.loads(read.raw)
+            listed = self._redact.loads(raw)
         except jsontext.NotJson:
             listed = None
         models = listed.get("data") if type(listed) is dict else None
@@ -232,14 +232,14 @@ class Transport:
             if status == OK and (request.streamed or _is_stream(response)):
                 return await self._read_stream(response, attempt, started, Assembly(_choices_wanted(request.body)))
             bound = self._max_bytes if status == OK else min(_ERROR_BODY_BYTES, self._max_bytes)
-            read = await _read(response, bound)
+            raw = await _read(response, bound)
             latency_s = self._loop.time() - started
             if status == OK:
-                return self._answer(response, read, latency_s)
+                return self._answer(response, raw, latency_s)
             if 300 <= status < 400:
                 target = clean(self._redact.text(response.headers.get("Location", "nowhere")))[:200]
                 return Fault("redirect", f"the endpoint redirects ({status}) to {target}", latency_s)
-            return Reply(status, response.headers, self._error_body(read.raw), latency_s)
+            return Reply(status, response.headers, self._error_body(raw), latency_s)
         finally:
             response.release()
 
@@ -256,16 +256,16 @@ class Transport:
             proxy=self._proxy,
         )
 
-    def _answer(self, response: _Response, read: _Body, latency_s: float) -> Reply | Fault:
-        if not read.is_whole:
+    def _answer(self, response: _Response, raw: bytes, latency_s: float) -> Reply | Fault:
+        if len(raw) > self._max_bytes:
             return Fault("bad_response", _too_large(self._max_bytes), latency_s)
         try:
-            body = self._redact.loads(read.raw)
+            body = self._redact.loads(raw)
         except jsontext.NotJson as error:
             packed = clean(response.headers.get("Content-Encoding", "").lower())[:20]
             if packed not in _PACKINGS:
                 return Fault("bad_response", f"the answer is packed as {packed}, which was not asked for", latency_s)
-            return Fault("bad_response", f"the answer is {error}{self._beginning_of(read.raw)}", latency_s)
+            return Fault("bad_response", f"the answer is {error}{self._beginning_of(raw)}", latency_s)
         if type(body) is not dict:
             return Fault("bad_response", "the answer is JSON, but no object", latency_s)
         return Reply(OK, response.headers, body, latency_s)
@@ -329,33 +329,28 @@ def _too_large(bound: int) -> str:
     return f"the answer is larger than {bound} bytes (--max-response)"
 
 
-class _Body(NamedTuple):
-    """What was read of a body, decompressed; `is_whole` is false when it is larger than it may be."""
-
-    raw: bytes
-    is_whole: bool
-
-
 def _is_stream(response: _Response) -> bool:
     """Whether events come, one by one."""
     kind = response.headers.get("Content-Type", "")
     return kind != "application/json" and kind.partition(";")[0].strip().lower() == _STREAM
 
 
-async def _read(response: _Response, bound: int) -> _Body:
-    """The body up to `bound` bytes; the connection is closed when there is more."""
+async def _read(response: _Response, bound: int) -> bytes:
+    """The body, decompressed; of one that is larger than `bound` bytes a little more than those, and the connection is
+    closed.
+    """
     content = response.content
     chunks = []
     left = bound
     while chunk := await content.readany():
-        chunks.append(chunk[:left])
+        chunks.append(chunk)
         left -= len(chunk)
         if left < 0:
             response.close()
-            return _Body(b"".join(chunks), is_whole=False)
+            break
         if content.at_eof():
             break
-    return _Body(b"".join(chunks), is_whole=True)
+    return b"".join(chunks)
 
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:

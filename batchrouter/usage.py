@@ -21,34 +21,28 @@ def read_usage(body: Mapping[str, Any]) -> Usage | None:
     usage = body.get("usage")
     if type(usage) is not dict:
         return None
-    prompt = _count(usage, "prompt_tokens", "input_tokens")
-    completion = _count(usage, "completion_tokens", "output_tokens")
-    total = _count(usage, "total_tokens", "total_tokens")
+    prompt = _count(usage.get("prompt_tokens"), usage.get("input_tokens"))
+    completion = _count(usage.get("completion_tokens"), usage.get("output_tokens"))
+    total = _count(usage.get("total_tokens"))
     if prompt is completion is total is None:
         return None
     return Usage(
         prompt or 0,
         completion or 0,
         (prompt or 0) + (completion or 0) if total is None else total,
-        _detail(usage, "prompt_tokens_details", "input_tokens_details", "cached_tokens"),
-        _detail(usage, "completion_tokens_details", "output_tokens_details", "reasoning_tokens"),
+        _detail(usage.get("prompt_tokens_details") or usage.get("input_tokens_details"), "cached_tokens"),
+        _detail(usage.get("completion_tokens_details") or usage.get("output_tokens_details"), "reasoning_tokens"),
     )
 
 
-def _count(usage: Mapping[str, Any], name: str, other: str) -> int | None:
-    value = usage.get(name)
+def _count(value: object, other: object = None) -> int | None:
     if value is None:
-        value = usage.get(other)
+        value = other
     return value if type(value) is int and 0 <= value < _BELIEVABLE else None
 
 
-def _detail(usage: Mapping[str, Any], holder: str, other: str, name: str) -> int:
-    details = usage.get(holder)
-    if type(details) is not dict:
-        details = usage.get(other)
-        if type(details) is not dict:
-            return 0
-    return _count(details, name, name) or 0
+def _detail(details: object, name: str) -> int:
+    return _count(details.get(name)) or 0 if type(details) is dict else 0
 
 
 @dataclass(slots=True)

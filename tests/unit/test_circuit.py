@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchrouter.circuit import Circuit, Left, Silence
+from batchrouter.circuit import Circuit, Silence
 
 
 def end(circuit: Circuit, row: int | None, now: float, *, failed: bool) -> bool:
     """An attempt comes to its end; whether the circuit opened or closed by it."""
-    return circuit.failed(row, Left(now), now) if failed else circuit.answered(Left(now))
+    return circuit.failed(row, now, now) if failed else circuit.answered(now)
 
 
 Ends = list[tuple[int | None, bool]]
@@ -119,9 +119,9 @@ def test_probes_come_at_growing_intervals_of_at_most_five_seconds() -> None:
 def test_an_answer_to_an_older_request_does_not_close_it() -> None:
     """Slow answers come in while it is open: what left before those that failed says nothing of now."""
     circuit = after(bad(10, 10))
-    assert not circuit.answered(Left(-5.0))
+    assert not circuit.answered(-5.0)
     assert circuit.is_open
-    assert circuit.answered(Left(0.0))
+    assert circuit.answered(0.0)
     assert not circuit.is_open
 
 
@@ -129,8 +129,8 @@ def test_one_that_was_shut_is_not_reopened_by_what_had_left() -> None:
     """A refused key at 5 s: an answer to a request of 4 s changes nothing, one of 6 s does."""
     circuit = Circuit()
     circuit.shut(5.0)
-    assert not circuit.answered(Left(4.0))
-    assert circuit.answered(Left(6.0))
+    assert not circuit.answered(4.0)
+    assert circuit.answered(6.0)
 
 
 @pytest.mark.parametrize(("unanswered", "opens"), [(0, True), (2, True), (3, False), (40, False)])
@@ -141,8 +141,8 @@ def test_ten_that_failed_at_once_open_it_among_slow_answers(unanswered: int, ope
     circuit = Circuit()
     opened = False
     for n in range(10):
-        opened = circuit.failed(n, Left(50.0, 101 + n), 51.0, latest=110 + unanswered)
-        circuit.answered(Left(10.0, 50 + n))
+        opened = circuit.failed(n, 50.0, 51.0, nth=101 + n, latest=110 + unanswered)
+        circuit.answered(10.0, 50 + n)
     assert opened is opens
 
 
@@ -150,18 +150,18 @@ def test_an_answer_to_a_newer_request_ends_the_count() -> None:
     """Nine failures, an answer to one that left after them, and one more failure: no cause."""
     circuit = Circuit()
     for n in range(9):
-        assert not circuit.failed(n, Left(50.0, 101 + n), 51.0, latest=110)
-    circuit.answered(Left(50.0, 110))
-    assert not circuit.failed(10, Left(51.0, 111), 52.0, latest=111)
+        assert not circuit.failed(n, 50.0, 51.0, nth=101 + n, latest=110)
+    circuit.answered(50.0, 110)
+    assert not circuit.failed(10, 51.0, 52.0, nth=111, latest=111)
 
 
 def test_what_left_in_an_outage_is_excused_after_it() -> None:
     """A request of the outage that fails long after its end is no evidence, and not held against its row."""
     circuit = after(bad(10, 10))
-    circuit.answered(Left(100.0))
+    circuit.answered(100.0)
     assert circuit.excuses(99.0)
     assert not circuit.excuses(100.0)
-    assert not any(circuit.failed(n, Left(99.0), 200.0) for n in range(20))
+    assert not any(circuit.failed(n, 99.0, 200.0) for n in range(20))
 
 
 # --- silence ------------------------------------------------------------------------------------------------------------
@@ -195,8 +195,8 @@ def test_who_fell_silent_is_reopened_by_any_answer() -> None:
     circuit = Circuit()
     circuit.fall_silent(100.0)
     assert (circuit.is_open, circuit.is_silent) == (True, True)
-    assert circuit.answered(Left(1.0))
+    assert circuit.answered(1.0)
     assert (circuit.is_open, circuit.is_silent) == (False, False)
     circuit.fall_silent(200.0)
-    circuit.failed(1, Left(150.0), 210.0)
+    circuit.failed(1, 150.0, 210.0)
     assert (circuit.is_open, circuit.is_silent) == (True, False)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kit import virtual
 from kit.scripted import Steady
 
-from batchrouter.circuit import Circuit, Left
+from batchrouter.circuit import Circuit
 from batchrouter.gates import Slots
 from batchrouter.hints import Hints
 from batchrouter.pace import Pace, Sent
@@ -552,7 +552,7 @@ def test_whoever_gives_up_the_others_get_through(leavers: list[tuple[float, floa
 def down(door: Door) -> None:
     """Ten failures of as many rows: the circuit opens."""
     for row in range(10):
-        door.throttle.circuit.failed(row, Left(now()), now())
+        door.throttle.circuit.failed(row, now(), now())
     assert door.throttle.circuit.is_open
 
 
@@ -615,7 +615,7 @@ def test_when_it_answers_again_everybody_goes() -> None:
         down(door)
         crowd = asyncio.gather(*(door.one(n) for n in range(40)))
         await asyncio.sleep(2.02)
-        door.throttle.circuit.answered(Left(now()))
+        door.throttle.circuit.answered(now())
         await crowd
         return door
 
