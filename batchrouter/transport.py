@@ -7,10 +7,12 @@ was read is seen by nobody before the key was taken out of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import resource
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple, Self
 
 import aiohttp
@@ -134,13 +136,16 @@ class Transport:
         self._fresh = self._new_session(keep_alive=False)
         self._wire: Wire | None = None
         if self._proxy is None and self._session.connector is not None and is_plain(self._headers):
-            self._wire = Wire(self._session.connector, self._urls, self._headers)
+            on_kept = partial(self._watch.connected, "kept")
+            self._wire = Wire(self._session.connector, self._urls, self._headers, on_kept)
         self._loop = asyncio.get_running_loop()
         self._watch.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._watch.stop()
+        if self._wire is not None:
+            self._wire.close()
         await self._session.close()
         await self._fresh.close()
         await asyncio.sleep(0)  # let closed transports say so before the loop ends
@@ -248,13 +253,14 @@ class Transport:
         body: bytes | io.BytesIO = request.body
         if len(request.body) > MOST_BYTES:
             body = attempt.upload = io.BytesIO(request.body)
-        return await session.post(
-            self._urls[request.path],
-            data=body,
-            headers=self._headers,
-            allow_redirects=False,
-            proxy=self._proxy,
-        )
+        with contextlib.nullcontext() if self._wire is None else self._wire.leaving_room():
+            return await session.post(
+                self._urls[request.path],
+                data=body,
+                headers=self._headers,
+                allow_redirects=False,
+                proxy=self._proxy,
+            )
 
     def _answer(self, response: _Response, raw: bytes, latency_s: float) -> Reply | Fault:
         if len(raw) > self._max_bytes:

@@ -172,6 +172,16 @@ def test_waiting_for_a_connection_is_not_on_the_clock() -> None:
     assert list(map(told, answers)) == ["200"] * 4
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_large_and_small_bodies_share_their_connections(*, at_once: bool) -> None:
+    """They go by different ways, over one connection here: neither waits for ever for what the other has kept."""
+    names = ["small", "large" * MIB, "tiny", "huge" * MIB, "little"]
+    with hostile(lambda heard: [http(200, right(heard))]) as server:
+        answers = sent(server.base_url, *asking(*names), at_once=at_once, concurrency=1, max_response_bytes=30 * MIB)
+    assert list(map(told, answers)) == ["200"] * 5
+    assert server.connections == 1
+
+
 def test_as_many_connections_as_requests_at_once() -> None:
     """Not a hundred, as the HTTP library would have it."""
     with serving(Behaviour(latency=Latency(0.5))) as served:

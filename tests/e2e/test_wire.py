@@ -44,6 +44,7 @@ def test_a_request_is_that_of_a_session(path: str) -> None:
                 answer = await wire.post("here", BODY)
                 assert (answer.status, await answer.content.read()) == (200, b"{}")
                 answer.release()
+            wire.close()
 
     with hostile(lambda _: [http(200, b"{}")]) as server:
         asyncio.run(scene(f"http://localhost:{server.port}{path}"))
@@ -72,6 +73,7 @@ def test_a_connection_is_closed_unless_its_answer_was_read() -> None:
             answer = await wire.post("here", BODY)
             assert await answer.content.read() == b"{}"
             answer.release()
+            wire.close()
 
     def script(request: Heard) -> list[bytes | float | str]:
         if request.connection != 1:
@@ -84,17 +86,41 @@ def test_a_connection_is_closed_unless_its_answer_was_read() -> None:
     assert [request.nth for request in server.heard] == [0, 0, 0]
 
 
-@pytest.mark.parametrize(("is_held_up", "end"), [(True, "close"), (False, "release")])
+@pytest.mark.parametrize(("is_held_up", "end"), [(True, "close"), (False, "keep")])
 def test_a_connection_that_does_not_take_the_request_is_not_kept(*, is_held_up: bool, end: str) -> None:
     """A server may answer before it has read a body; the rest of that would come before the next request."""
     ends: list[str] = []
-    connection = SimpleNamespace(
-        protocol=SimpleNamespace(writing_paused=is_held_up),
-        release=lambda: ends.append("release"),
-        close=lambda: ends.append("close"),
+    connection = cast(
+        "Connection",
+        SimpleNamespace(
+            protocol=SimpleNamespace(writing_paused=is_held_up, should_close=False),
+            close=lambda: ends.append("close"),
+        ),
     )
-    Answer(413, {}, cast("aiohttp.StreamReader", None), cast("Connection", connection)).release()
+    wire = cast("Wire", SimpleNamespace(keep=lambda _: ends.append("keep")))
+    Answer(413, {}, cast("aiohttp.StreamReader", None), connection, wire).release()
     assert ends == [end]
+
+
+@pytest.mark.parametrize(("keep_s", "connections"), [(60.0, 2), (0.0, 3)])
+def test_connections_that_nobody_needs_any_more_are_closed(keep_s: float, connections: int) -> None:
+    """Two requests at once, and then two more: over the same connections, or one of them anew."""
+
+    async def scene(base_url: str) -> None:
+        async with aiohttp.ClientSession() as session:
+            assert session.connector is not None
+            wire = Wire(session.connector, {"here": base_url}, HEADERS, keep_s=keep_s)
+            for _ in range(2):
+                answers = await asyncio.gather(wire.post("here", BODY), wire.post("here", BODY))
+                for answer in answers:
+                    assert await answer.content.read() == b"{}"
+                for answer in answers:
+                    answer.release()
+            wire.close()
+
+    with hostile(lambda _: [http(200, b"{}")]) as server:
+        asyncio.run(scene(server.base_url))
+    assert server.connections == connections
 
 
 @pytest.mark.parametrize(
