@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchrouter.batch import Control, run_batch
+    from batchrouter.batch import run_batch
+    from batchrouter.control import Control
     from batchrouter.errors import BatchrouterError, BusyError, DiskError, UsageError
     from batchrouter.keys import Secret
     from batchrouter.records import Halt, Summary, Tally
@@ -34,7 +35,8 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "batch": ("Control", "run_batch"),
+    "batch": ("run_batch",),
+    "control": ("Control",),
     "errors": ("BatchrouterError", "BusyError", "DiskError", "UsageError"),
     "records": ("Halt", "Summary", "Tally"),
     "settings": ("Endpoint", "Model", "Price", "Settings"),

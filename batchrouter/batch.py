@@ -21,6 +21,7 @@ from batchrouter import __version__
 from batchrouter import plan as planning
 from batchrouter.answercheck import AnswerCheck
 from batchrouter.bounds import Budget, Deadline, End, next_time_of_day
+from batchrouter.control import Control, Stopped
 from batchrouter.errors import DiskError, UsageError
 from batchrouter.health import LimitLog, limits_in_words
 from batchrouter.index import disk_faults
@@ -44,51 +45,6 @@ from batchrouter.throttle import Note
 
 if TYPE_CHECKING:
     from batchrouter.endpoints import Endpoints
-
-
-class Stopped(Exception):  # noqa: N818  (it is what was asked for)
-    """The run was asked to stop before anything was sent."""
-
-
-class Control:
-    """A handle on a run from outside, for signal handlers: `stop` once, `abort` when it must end now."""
-
-    def __init__(self) -> None:
-        self._runner: Runner | None = None
-        self._halt: Halt | None = None
-        self._aborted = False
-        self.stopping = asyncio.Event()
-
-    def stop(self, halt: Halt) -> None:
-        """Admit nothing more, finish what is in flight within the grace, and end with `halt`."""
-        self._halt = self._halt or halt
-        self.stopping.set()
-        if self._runner is not None:
-            self._runner.stop(self._halt)
-
-    def abort(self) -> None:
-        """End at once; what has arrived is recorded."""
-        self._aborted = True
-        if self._runner is not None:
-            self._runner.abort()
-
-    @property
-    def halt(self) -> Halt | None:
-        """Why the run was asked to stop, if it was."""
-        return self._halt
-
-    def check(self) -> None:
-        """Raise Stopped when the run was asked to stop."""
-        if self._halt is not None:
-            raise Stopped
-
-    def attach(self, runner: Runner) -> None:
-        """Hand over the runner; what was asked for before is asked of it now."""
-        self._runner = runner
-        if self._halt is not None:
-            runner.stop(self._halt)
-        if self._aborted:
-            runner.abort()
 
 
 _TICK_S: Final = 0.2

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict
 from typing import Any, Final, Self
 
+from batchrouter.descriptors import connections_for
 from batchrouter.gates import Slots
 from batchrouter.keys import Secret
 from batchrouter.lanes import Lane, Lanes, Place
@@ -17,7 +18,7 @@ from batchrouter.records import Reply
 from batchrouter.routing import Route, Routes
 from batchrouter.settings import Endpoint, Settings
 from batchrouter.throttle import Note, Throttle
-from batchrouter.transport import Catalogue, Transport, connections_for
+from batchrouter.transport import Catalogue, Transport
 
 MOST_CONCURRENT: Final = 512
 _MOST_LANES: Final = 64

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -49,6 +49,11 @@ class Job:
     def __post_init__(self) -> None:
         self.sending = self.request
 
+    @property
+    def model(self) -> str:
+        """The model that it is asked of."""
+        return self.request.model if self.route is None else self.route.model
+
 
 @dataclass(slots=True, eq=False)
 class _Queue:
@@ -85,7 +90,7 @@ def _one_lane(_: Job) -> tuple[Hashable, float]:
 class Frontier:
     """The rows of a run still to be asked. `next` hands one out; `done` or `put_back` takes it off the books.
 
-    `place` says on which lane a fresh row is asked, and when it is due there; `may_draw` whether a lane's workers draw
+    `place` says on which lane a row is asked, and when it is due there; `may_draw` whether a lane's workers draw
     fresh rows at all.
     """
 
@@ -124,12 +129,14 @@ class Frontier:
         """The rows that wait on a lane, each with when it is due, the first one first."""
         return [(due_s, job) for due_s, _, job in sorted(self._queue(lane).waiting)]
 
-    def take_all(self, lane: Hashable = None) -> list[tuple[float, Job]]:
-        """The same rows, taken from the lane."""
-        taken = self.waiting_on(lane)
-        self._queue(lane).waiting.clear()
-        self._waiting_bytes -= sum(len(job.request.body) for _, job in taken)
-        return taken
+    def move(self, lanes: Iterable[Hashable]) -> None:
+        """These lanes are closed: what waits there goes where it is better."""
+        for lane in lanes:
+            moving = self.waiting_on(lane)
+            self._queue(lane).waiting.clear()
+            self._waiting_bytes -= sum(len(job.request.body) for _, job in moving)
+            for due_s, job in moving:
+                self.add(job, due_s)
 
     def _queue(self, lane: Hashable) -> _Queue:
         queue = self._queues.get(lane)
@@ -143,7 +150,7 @@ class Frontier:
         if request is None:
             self._fresh = None
         else:
-            self._park(Job(request))
+            self.add(Job(request))
 
     async def next(self, lane: Hashable = None) -> Job | None:
         """The next row to ask on a lane; None when no row is left, or none is to be asked any more."""
@@ -201,13 +208,9 @@ class Frontier:
             its_lane, due_s = self._place(job)
             if its_lane is lane and not due_s:
                 return job
-            self.add(job, due_s, its_lane)
+            self._park(job, due_s, its_lane)
             parked += 1
         return None
-
-    def _park(self, job: Job) -> None:
-        lane, due_s = self._place(job)
-        self.add(job, due_s, lane)
 
     async def _woken(self, queue: _Queue, *, by_time: bool) -> None:
         """Until there may be a row; `by_time`: also when one that waits is due."""
@@ -228,10 +231,10 @@ class Frontier:
         if not self._out and self._fresh is None and not self.waiting:
             self._wake_all()
 
-    def put_back(self, job: Job, due_s: float, lane: Hashable = None) -> None:
+    def put_back(self, job: Job, due_s: float = 0.0) -> None:
         """A row that was out is to be asked again, not before `due_s` on the loop's clock."""
         self._is_in(job)
-        self.add(job, due_s, lane)
+        self.add(job, due_s)
 
     def _is_in(self, job: Job) -> None:
         """A row is out no more, and what it held is free."""
@@ -241,8 +244,12 @@ class Frontier:
         if was_full and self._out_bytes <= MOST_OUT_BYTES:
             self._wake_all()
 
-    def add(self, job: Job, due_s: float, lane: Hashable = None) -> None:
-        """A row that is not out is to be asked after all."""
+    def add(self, job: Job, due_s: float = 0.0) -> None:
+        """A row that is not out is to be asked after all, on the lane that is best for it by now."""
+        lane, earliest_s = self._place(job)
+        self._park(job, max(due_s, earliest_s), lane)
+
+    def _park(self, job: Job, due_s: float, lane: Hashable) -> None:
         self._sequence += 1
         queue = self._queue(lane)
         heapq.heappush(queue.waiting, (due_s, self._sequence, job))

@@ -235,6 +235,10 @@ class Lanes:
         opened = circuit.failed(row, sent.at, now, nth=sent.nth, latest=lane.latest)
         return lane.place.circuit.failed(row, sent.at, now) or opened
 
+    def closed_at(self, place: Place) -> list[Lane]:
+        """The lanes of an endpoint that are closed."""
+        return [lane for lane in self.all if lane.place is place and lane.is_closed]
+
     def reopen(self, lane: Lane, sent: Sent) -> bool:
         """An endpoint answered what left then; true when it was closed until now."""
         is_back = lane.place.circuit.answered(sent.at)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import resource
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -20,6 +19,7 @@ from aiohttp.connector import Connection
 from multidict import CIMultiDict
 
 from batchrouter import __version__, jsontext
+from batchrouter.descriptors import ensure_descriptors
 from batchrouter.errors import UsageError
 from batchrouter.keys import Secret
 from batchrouter.mishaps import MISHAPS, fault_of
@@ -33,7 +33,6 @@ from batchrouter.wire import MOST_BYTES, Answer, Wire, has_spoken, is_plain
 _ERROR_BODY_BYTES: Final = 2**20
 _ERROR_TEXT_CHARACTERS: Final = 2000
 _SHOWN_BYTES: Final = 2**16  # of a body that is no JSON: far more than is shown, so that no key is cut in two
-_SPARE_DESCRIPTORS: Final = 64
 _BEGINNING_CHARACTERS: Final = 60
 _CATALOGUE_BYTES: Final = 16 * 2**20
 _STREAM_END_S: Final = 1.0
@@ -364,30 +363,3 @@ def _tls_context(ca_file: str | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=ca_file)
     except (ssl.SSLError, OSError):
         raise UsageError(f"--ca-file {ca_file} holds no certificate in PEM form") from None
-
-
-def connections_for(wanted: int | None, most: int) -> int:
-    """How many connections a run may have: those wanted, else (None) `most`, or what this process's limit of open files
-    leaves room for. Raises UsageError where that is too few.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = most if hard == resource.RLIM_INFINITY else max(1, hard - _SPARE_DESCRIPTORS)
-    connections = wanted or min(most, room)
-    ensure_descriptors(connections)
-    return connections
-
-
-def ensure_descriptors(connections: int) -> None:
-    """Raise this process's own limit of open files where need be; raises UsageError when it may not."""
-    needed = connections + _SPARE_DESCRIPTORS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        who, lower = "a run needs", ""
-        if connections > 1:
-            who, lower = f"{connections} requests at once need", ", or lower --concurrency"
-        raise UsageError(
-            f"{who} {needed} open files, and this process may have {hard}: raise the limit (ulimit -n {needed}){lower}"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from batchrouter.batch import Control
+from batchrouter.control import Control
 from batchrouter.health import lost_in_words, short_time
 from batchrouter.records import Halt, Summary, Tally
 from batchrouter.remedies import remedy_for

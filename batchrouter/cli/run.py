@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 import click
 
-from batchrouter.batch import Control, run_batch
+from batchrouter.batch import run_batch
 from batchrouter.cli.exits import code_for, last_words, signals_to
 from batchrouter.cli.options import settings_from, settings_options
 from batchrouter.cli.paths import default_directory
+from batchrouter.control import Control
 from batchrouter.keys import Secret, key_of
 from batchrouter.progress import Observer, choose
 from batchrouter.records import Summary
