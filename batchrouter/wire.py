@@ -145,9 +145,11 @@ class Wire:
         return Answer(message.code, message.headers, content, connection, self)
 
     def _take(self) -> Connection | None:
-        """A kept connection, but none on which the peer has spoken unasked: it would be taken for the answer."""
+        """A kept connection, but none on which the peer has spoken unasked: it would be taken for the answer. The one
+        kept longest, as on that it has had most time to.
+        """
         while self._kept:
-            connection, _ = self._kept.pop()
+            connection, _ = self._kept.popleft()
             if not has_spoken(connection):
                 self._on_kept(connection.transport)
                 return connection

@@ -72,7 +72,7 @@ def last_words(summary: Summary, command: str) -> str:
     if tally.attempts:
         lines.append(
             f"{usage.total_tokens:,} tokens ({usage.prompt_tokens:,} prompt, {usage.completion_tokens:,} completion)"
-            f" in {tally.attempts:,} requests, {short_time(summary.duration_s)}"
+            f" in {tally.attempts:,} request{'' if tally.attempts == 1 else 's'}, {short_time(summary.duration_s)}"
             + (" on uvloop" if summary.loop == "uvloop" else "")
         )
     lines += [f"limit of {lane}: {limits}" for lane, limits in tally.limits.items()]
