@@ -12,7 +12,9 @@ _AT_ONCE: Final = 8  # about a millisecond of work
 
 
 class Turns:
-    """So many may go on in one turn of the loop; the others follow in the next ones, first come, first served."""
+    """So many may go on in one turn of the loop; the others follow in the next ones, first come, first served. Turns in
+    which nobody waits are not counted: each ninth then waits for one, for nothing.
+    """
 
     __slots__ = ("_left", "_loop", "_waiting")
 

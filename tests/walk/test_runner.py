@@ -508,6 +508,27 @@ def test_who_waited_for_credits_long_enough_stops_with_4(patience_s: float) -> N
     assert patience_s <= ends[0] < patience_s + 1
 
 
+# --- answers that come together ------------------------------------------------------------------------------------
+
+
+def test_answers_that_come_together_do_not_hold_up_the_loop() -> None:
+    """Sixty-four at the same moment: never more than eight are worked off before others have their turn."""
+
+    async def play() -> list[int]:
+        stage = Stage(64, always(reply(latency_s=0.1)), pace=Steady(concurrency=64))
+        running = asyncio.create_task(stage.run())
+        await asyncio.sleep(0.0999)
+        booked = [0]
+        while not running.done():
+            await asyncio.sleep(0)
+            booked.append(len(stage.books.outcomes))
+        return booked
+
+    booked = virtual.run(play())
+    assert booked[-1] == 64
+    assert max(later - sooner for sooner, later in itertools.pairwise(booked)) == 8
+
+
 # --- an endpoint that is down ------------------------------------------------------------------------------------
 
 OUTAGES: dict[str, Reply | Fault] = {
