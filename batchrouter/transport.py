@@ -28,7 +28,7 @@ from batchrouter.redaction import Redactor
 from batchrouter.retry import clean
 from batchrouter.sse import Assembly, Incomplete
 from batchrouter.watch import Attempt, Watch
-from batchrouter.wire import MOST_BYTES, Answer, Wire, has_spoken, is_plain
+from batchrouter.wire import MOST_BYTES, Answer, Wire, is_plain, silent
 
 _ERROR_BODY_BYTES: Final = 2**20
 _ERROR_TEXT_CHARACTERS: Final = 2000
@@ -81,7 +81,7 @@ class _Connector(aiohttp.TCPConnector):
 
     async def _get(self, *args: Any, **kwargs: Any) -> Connection | None:
         """A kept connection, but none on which the peer has spoken unasked: it would be taken for the answer."""
-        while (connection := await super()._get(*args, **kwargs)) is not None and has_spoken(connection):
+        while (connection := await super()._get(*args, **kwargs)) is not None and not silent([connection]):
             connection.close()
         return connection
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
 import aiohttp
 import pytest
 from aiohttp.connector import Connection
-from kit.hostile import Heard, hostile, http
+from kit.hostile import Heard, Hostile, hostile, http
 from multidict import CIMultiDict
 
 from batchrouter.wire import Answer, Wire, is_plain
@@ -121,6 +122,35 @@ def test_connections_that_nobody_needs_any_more_are_closed(keep_s: float, connec
     with hostile(lambda _: [http(200, b"{}")]) as server:
         asyncio.run(scene(server.base_url))
     assert server.connections == connections
+
+
+def test_what_leaves_in_one_turn_of_the_loop_leaves_together() -> None:
+    """The peer is woken once: nothing is heard of the first of two requests until the second one is there as well."""
+
+    async def scene(server: Hostile) -> int:
+        async with aiohttp.ClientSession() as session:
+            assert session.connector is not None
+            wire = Wire(session.connector, {"here": server.base_url}, HEADERS)
+
+            async def ask() -> int:
+                answer = await wire.post("here", BODY)
+                assert await answer.content.read() == b"{}"
+                answer.release()
+                return answer.status
+
+            await asyncio.gather(ask(), ask())
+            first = asyncio.create_task(ask())
+            asyncio.get_running_loop().call_soon(time.sleep, 0.2)
+            asyncio.get_running_loop().call_soon(lambda: heard.append(len(server.heard)))
+            second = asyncio.create_task(ask())
+            heard: list[int] = []
+            assert list(await asyncio.gather(first, second)) == [200, 200]
+            wire.close()
+            return heard[0]
+
+    with hostile(lambda _: [http(200, b"{}")]) as server:
+        assert asyncio.run(scene(server)) == 2
+    assert len(server.heard) == 4
 
 
 @pytest.mark.parametrize(
