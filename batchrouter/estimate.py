@@ -73,7 +73,7 @@ class Weights:
 
 def size_of(body: bytes) -> Size:
     """Text and pictures of a body."""
-    if b'"image_url"' not in body:
+    if body.find(b'"image_url"') < 0:  # `in` takes it for a number first, and fails
         return Size(len(body), 0)
     data_bytes = sum(found.end(1) - found.start(1) for found in _PICTURE_DATA.finditer(body))
     return Size(len(body) - data_bytes, sum(1 for _ in _PICTURE.finditer(body)))
@@ -88,10 +88,9 @@ def answer_budget(fields: Mapping[str, Any]) -> int:
     """The most tokens that a body allows for its answers, all of them together; 0 where it does not say."""
     most = 0
     for name in _BUDGETS:
-        budget = fields.get(name)
-        if type(budget) is int and budget > most:
+        if name in fields and type(budget := fields[name]) is int and budget > most:
             most = budget
-    return most * _answers_wanted(fields)
+    return most and most * _answers_wanted(fields)
 
 
 def _answers_wanted(fields: Mapping[str, Any]) -> int:

@@ -22,10 +22,11 @@ import orjson
 __all__ = ["Member", "NotJson", "dumps", "loads", "members", "replace", "value_of", "without"]
 
 # orjson turns an integer that fits neither int64 nor uint64 into a float. Such an integer has 19 digits or more.
-# Looking for a run of 19 in a copy whose digits are all zeroes takes 0.6 us for a body of 560 bytes, where the regular
-# expression takes 10 us: it is asked only then, to tell an integer from the digits of an id or a fraction.
+# Three of those stand one after another in every sixth byte: looking for three digits there, in a copy whose digits are
+# all zeroes, takes 0.2 us for a body of 560 bytes, where the regular expression takes 10 us.
 _ZEROED = bytes(ord("0") if chr(byte) in "0123456789" else ord(" ") for byte in range(256))
-_LONG_RUN = b"0" * 19
+_STRIDE = 6
+_DIGITS = b"0" * (19 // _STRIDE)
 _LONG_INTEGER = re.compile(rb"(?:^|[\[:,\s])-?[0-9]{19}")
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -63,7 +64,7 @@ def loads(raw: bytes, *, strict: bool = False) -> Any:
     except orjson.JSONDecodeError:
         return _decode(raw, _STRICT if strict else _DECODER)
     # `find`, as `in` takes what is looked for as a number first, and to fail at that costs as much as to look.
-    if raw.translate(_ZEROED).find(_LONG_RUN) >= 0 and _LONG_INTEGER.search(raw):
+    if raw[::_STRIDE].translate(_ZEROED).find(_DIGITS) >= 0 and _LONG_INTEGER.search(raw):
         return _decode(raw, _DECODER)
     return value
 
