@@ -10,7 +10,9 @@ which costs a tenth of a request. What is not plain (a proxy, a large body, a he
 from __future__ import annotations
 
 import asyncio
+import os
 import select
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,9 +26,12 @@ from aiohttp.http import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
+from batchrouter.records import OK
+
 MOST_BYTES: Final = 2**20  # of a body that is sent in one piece
 _KEEP_S: Final = 15.0  # as long as aiohttp keeps an idle connection
 _NOT_PLAIN: Final = frozenset({"expect", "transfer-encoding"})
+_ANSWER: Final = b"HTTP/1.1 200 "
 _UNFIT: Final = frozenset("\r\n\0")
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None, connect=None)
 
@@ -50,6 +55,16 @@ def silent(connections: Iterable[Connection]) -> dict[Connection, asyncio.Transp
     for descriptor, _ in peers.poll(0):
         del found[descriptor]
     return dict(found.values())
+
+
+def _peeked(transport: asyncio.Transport) -> bytes:
+    """How what is still at the socket begins (over TLS that tells nothing)."""
+    end = transport.get_extra_info("socket")
+    try:
+        with socket.socket(fileno=os.dup(end.fileno())) as peer:
+            return peer.recv(len(_ANSWER), socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return b""
 
 
 class _NotSentError(Exception):
@@ -93,6 +108,8 @@ class Answer:
     def release(self) -> None:
         """Let go of the connection; it is of further use only where request and answer have come to their ends."""
         protocol = self._connection.protocol
+        if protocol is not None and len(protocol):
+            self._wire.distrust()
         if protocol is None or protocol.writing_paused or protocol.should_close:
             self.close()
         else:
@@ -123,6 +140,7 @@ class Wire:
         self._kept: deque[tuple[Connection, float]] = deque()  # and since when, the latest last
         self._unsent: dict[Connection, bytes] = {}
         self._sends_soon = False
+        self._is_trusted = True
         self._loop = asyncio.get_running_loop()
         self._left_to = 0  # who ask the connector
         self._targets: dict[str, tuple[_Target, bytes]] = {}
@@ -157,6 +175,8 @@ class Wire:
             while 100 <= message.code < 200 and message.code != 101:
                 message, content = await protocol.read()
             if connection in self._unsent:
+                if message.code == OK:
+                    self.distrust()
                 raise _NotSentError  # noqa: TRY301  (so that was no answer)
         except BaseException as error:
             connection.close()
@@ -180,11 +200,25 @@ class Wire:
         for connection, transport in silent(self._unsent).items():
             transport.write(self._unsent.pop(connection))
         for connection in self._unsent:
-            if connection.protocol is not None:
-                connection.protocol.set_exception(_NotSentError())
+            protocol = connection.protocol
+            if protocol is None or len(protocol):
+                continue  # nobody waits for it any more, or what was said is read next
+            if protocol.transport is not None and _peeked(protocol.transport).startswith(_ANSWER):
+                self.distrust()
+            protocol.set_exception(_NotSentError())
+
+    def distrust(self) -> None:
+        """The peer has given an answer that nobody had asked for. The next such may come when a request has left, and
+        be taken for its answer: from now on each connection is used once.
+        """
+        self._is_trusted = False
+        self.close()
 
     def keep(self, connection: Connection) -> None:
         """A connection is free for the next request; those that nobody has needed for long are closed."""
+        if not self._is_trusted:
+            connection.close()
+            return
         if self._left_to:
             connection.release()
             return

@@ -99,7 +99,9 @@ def test_a_fresh_connection_that_breaks_is_an_attempt() -> None:
 @pytest.mark.parametrize("size", [0, 2 * MIB], ids=["by the wire", "by the session"])
 @pytest.mark.parametrize("is_read", [True, False], ids=["read", "still at the socket"])
 def test_an_answer_that_nobody_asked_for_is_nobodys(*, is_read: bool, size: int) -> None:
-    """One too many comes while its connection is kept: the next row is asked on another, and gets its own answer."""
+    """One too many comes while its connection is kept: the next row is asked on another, and gets its own answer. Who
+    does that once may do it at any time, also when the next request has left: connections are used once from then on.
+    """
     first, spoken = threading.Event(), threading.Event()
 
     def script(heard: Heard) -> Iterator[Step]:
@@ -125,7 +127,54 @@ def test_an_answer_that_nobody_asked_for_is_nobodys(*, is_read: bool, size: int)
 
     with hostile(script) as server:
         assert asyncio.run(scene(server.base_url)) == ["to a", "to b", "to c"]
+    last = (1, 1) if size else (2, 0)  # the session does not look at what was said
+    assert [(heard.connection, heard.nth) for heard in server.heard] == [(0, 0), (1, 0), last]
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["read", "still at the socket"])
+def test_a_server_that_says_it_is_tired_of_waiting_is_trusted(*, is_read: bool) -> None:
+    """A 408 while a connection is kept is no answer to anything."""
+    first, tired = threading.Event(), threading.Event()
+
+    def script(heard: Heard) -> Iterator[Step]:
+        yield http(200, right(heard))
+        if heard.said == "a":
+            assert first.wait(PATIENCE_S)
+            yield http(408, b"{}", "connection: close")
+            tired.set()
+            yield "close"
+
+    async def scene(base_url: str) -> None:
+        async with transport(base_url) as door:
+            for one in asking("a", "b", "c"):
+                answer = await door.send(one)
+                assert isinstance(answer, Reply)
+                first.set()
+                assert tired.wait(PATIENCE_S)  # the loop stands still: what comes is not read
+                for _ in range(10 * is_read):
+                    await asyncio.sleep(0)
+
+    with hostile(script) as server:
+        asyncio.run(scene(server.base_url))
     assert [(heard.connection, heard.nth) for heard in server.heard] == [(0, 0), (1, 0), (1, 1)]
+
+
+def test_a_server_that_answers_twice_is_found_out() -> None:
+    """Both answers in one piece, to the first request: whatever comes after that is another connection's."""
+
+    def script(heard: Heard) -> list[Step]:
+        return [http(200, right(heard, f"to {heard.said}")) * (1 + (heard.said == "a"))]
+
+    async def scene(base_url: str) -> list[str]:
+        async with transport(base_url) as door:
+            answers = [await door.send(one) for one in asking("a", "b", "c")]
+            return [
+                str(answer.body["choices"][0]["message"]["content"]) for answer in answers if isinstance(answer, Reply)
+            ]
+
+    with hostile(script) as server:
+        assert asyncio.run(scene(server.base_url)) == ["to a", "to b", "to c"]
+    assert [(heard.connection, heard.nth) for heard in server.heard] == [(0, 0), (1, 0), (2, 0)]
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

@@ -27,6 +27,13 @@ HEADERS = CIMultiDict(
 BODY = '{"messages": [{"role": "user", "content": "100 %d ü"}]}'.encode()
 
 
+class _Protocol(SimpleNamespace):
+    """One that has nothing more to read."""
+
+    def __len__(self) -> int:
+        return 0
+
+
 def told(heard: Heard) -> dict[str, Any]:
     return heard._asdict() | {"connection": 0, "nth": 0, "headers": dict(heard.headers)}
 
@@ -94,7 +101,7 @@ def test_a_connection_that_does_not_take_the_request_is_not_kept(*, is_held_up: 
     connection = cast(
         "Connection",
         SimpleNamespace(
-            protocol=SimpleNamespace(writing_paused=is_held_up, should_close=False),
+            protocol=_Protocol(writing_paused=is_held_up, should_close=False),
             close=lambda: ends.append("close"),
         ),
     )
