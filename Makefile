@@ -10,6 +10,7 @@ $(READY): pyproject.toml
 	@echo "setting up .venv (once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(BIN)/python -m compileall -q batchrouter  # not on the first command's time, or on each where nothing may be written
 	@touch $@
 
 $(DEV): $(READY)
