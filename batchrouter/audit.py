@@ -15,12 +15,14 @@ from typing import Any, Final
 
 import orjson
 
+from batchrouter.database import disk_faults, remove
 from batchrouter.errors import UsageError
 from batchrouter.history import Damaged, Entry, read_entry
-from batchrouter.index import ANSWERED, LOG_OF, PENDING, Index, Logged, disk_faults, remove
+from batchrouter.index import ANSWERED, LOG_OF, PENDING, Logged
 from batchrouter.intake import Shaping
 from batchrouter.jsonl import Line, read_lines
 from batchrouter.ledger import Ledger
+from batchrouter.overlay import Overlay
 from batchrouter.plan import build_index, make
 from batchrouter.removal import take_out
 from batchrouter.settings import Price
@@ -100,8 +102,8 @@ def audit(directory: Path) -> Audit:
     with tempfile.TemporaryDirectory(prefix="batchrouter-") as folder:
         index = build_index(Path(folder) / "audit.sqlite", sources, shaping_of(about))
         try:
-            index.load(_entries(directory, totals, found))
-            _lay(index, sources, found, keeps=about["settings"].get("changed") == "keep")
+            overlay = Overlay(index, _entries(directory, totals, found))
+            _judge(overlay, sources, found, keeps=about["settings"].get("changed") == "keep")
         finally:
             index.close()
     _check_usage(directory, totals.lines(prices_of(about), endpoints_of(about)), found)
@@ -153,20 +155,20 @@ def _superseded(path: Path) -> Iterator[tuple[Line, Entry | Damaged]]:
                 yield line, error
 
 
-def _lay(index: Index, sources: Sequence[Source], found: Audit, *, keeps: bool) -> None:
+def _judge(overlay: Overlay, sources: Sequence[Source], found: Audit, *, keeps: bool) -> None:
     kept = 0
-    for row, logged in index.changed():
+    for row, logged in overlay.changed():
         if keeps and not logged.refused:
             kept += 1
             continue
         found.add(f"{sources[row.file].label}:{row.line}: its answer is to another body; run again with --changed")
     if kept:
         found.notes.append(f"{kept:,} rows keep their answers to other bodies, by --changed keep")
-    for place in index.twice():
+    for place in overlay.twice():
         found.add(f"{place}: it stands in the log more than once; --repair keeps the first")
-    found.removed = sum(1 for _ in index.strangers())
-    index.settle({})
-    counts = index.counts(2**62)
+    found.removed = sum(1 for _ in overlay.strangers())
+    overlay.settle({})
+    counts = overlay.index.counts(2**62)
     by_state = [sum(count for (_, state), count in counts.items() if state == wanted) for wanted in (0, 1, 2)]
     found.pending, found.answered, found.failed = by_state
     found.rows = sum(by_state)
@@ -207,7 +209,7 @@ def repair(directory: Path) -> list[str]:
         remove(directory / "checkpoint.sqlite")  # whatever it says, it will say what the log says
         _mend_superseded(directory / SUPERSEDED, ledger.notes)
         plan = make(sources, shaping, ledger, changed="keep")
-        repeats = plan.index.repeats(ledger.replay(None))
+        repeats = Overlay(plan.index, ledger.replay(None)).repeats()
         for name, starts in repeats.items():
             ledger.take_out(name, starts)
             ledger.notes.append(f"{directory / name}: {len(starts)} lines that stood twice moved to superseded.jsonl")

@@ -22,9 +22,9 @@ from batchrouter import plan as planning
 from batchrouter.answercheck import AnswerCheck
 from batchrouter.bounds import Budget, Deadline, End, next_time_of_day
 from batchrouter.control import Control, Stopped
+from batchrouter.database import disk_faults
 from batchrouter.errors import DiskError, UsageError
 from batchrouter.health import LimitLog, limits_in_words
-from batchrouter.index import disk_faults
 from batchrouter.intake import Shaping
 from batchrouter.keys import Secret
 from batchrouter.lanes import Lanes
@@ -45,7 +45,6 @@ from batchrouter.throttle import Note
 
 if TYPE_CHECKING:
     from batchrouter.endpoints import Endpoints
-
 
 _TICK_S: Final = 0.2
 

@@ -7,7 +7,6 @@ order; `key` and `digest` are those of `records.Identity`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -17,8 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from batchrouter import jsontext
-from batchrouter.errors import DiskError
+from batchrouter.database import Database, Unusable, connect, disk_faults, remove
 from batchrouter.insertion import insertions, summed
 from batchrouter.jsonl import sync_file
 
@@ -44,33 +42,12 @@ CREATE TABLE row(
   kind INTEGER NOT NULL, model INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0, at INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-_DROP_CHANGED: Final = (
-    "DELETE FROM logged WHERE EXISTS (SELECT 1 FROM row r WHERE r.n = logged.n AND r.digest <> logged.digest)"
-)
 _HAS_LINE: Final = "state = ? AND at IN (SELECT value FROM json_each(?))"
-_OF_LOGGED: Final = "WHERE n IN (SELECT n FROM logged)"
 _UNIQUE_PENDING: Final = (
     "SELECT digest FROM row WHERE n < ?1 AND state = 0 AND kind = 0"
     " EXCEPT SELECT digest FROM row WHERE state = 1 AND kind = 0"
 )
-_INDEX_KEYS: Final = "CREATE INDEX IF NOT EXISTS row_key ON row(key)"  # dear, and only needed where keys are doubtful
-_DIGITS: Final = 16  # a line's number has fewer
-_CACHE: Final = "PRAGMA cache_size=-2048"  # KiB; four times as much is hardly quicker
-
-
-class Unusable(Exception):  # noqa: N818  (a finding, not a mishap)
-    """The index is missing, damaged, of another version, or does not fit the log: build it anew."""
-
-
-@contextlib.contextmanager
-def disk_faults(where: Path) -> Iterator[None]:
-    """While inside: what the disk or SQLite cannot do is a DiskError that names the place."""
-    try:
-        yield
-    except (sqlite3.Error, Unusable) as error:
-        raise DiskError(f"{where}: {error}") from None
-    except OSError as error:
-        raise DiskError(f"{error.filename or where}: {error.strerror}") from None
+_WAL: Final = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"
 
 
 class Planned(NamedTuple):
@@ -102,39 +79,25 @@ class Logged(NamedTuple):
     place: str
 
 
-class Marks(NamedTuple):
-    """How many bytes of each log the index accounts for, and a digest of the bytes just before each mark."""
-
-    results: int
-    errors: int
-    results_tail: str
-    errors_tail: str
-
-
-class Index:
+class Index(Database):
     """One open checkpoint.sqlite. Every method raises `Unusable` for damage, OSError-like faults as sqlite3.Error."""
-
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._connection = connection
-        self._meta: dict[str, Any] | None = None  # as it was read last, until something is put
-        self.path = path
 
     @classmethod
     def open(cls, path: Path) -> Index:
         """The index at `path`, checked; raises Unusable."""
         if not path.is_file() or path.is_symlink():
             raise Unusable("there is none")
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+        try:
+            connection = connect(path)
+        except sqlite3.Error as error:
+            raise Unusable(str(error)) from None
         index = cls(connection, path)
         try:
-            connection.execute(_CACHE)
-            index._verify()
-        except sqlite3.Error as error:
+            connection.executescript(_WAL)
+            index.check()
+        except (sqlite3.Error, Unusable) as error:
             index.close()
             raise Unusable(str(error)) from None
-        except Unusable:
-            index.close()
-            raise
         return index
 
     @classmethod
@@ -158,7 +121,7 @@ class Index:
         """
         remove(path)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        connection = _connect(path)
+        connection = connect(path)
         connection.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + _SCHEMA)
         connection.execute("BEGIN")
         most_values = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
@@ -173,27 +136,27 @@ class Index:
                 written.result()
         connection.execute("COMMIT")
         index = cls(connection, path)
-        index._put_meta({"plan_sums": sums, "sums": [0]})
+        index.put_meta({"plan_sums": sums, "sums": [0]})
         return index
 
     def finish_build(self, meta: dict[str, Any]) -> None:
         """Declare a built index valid: only now would `open` take it."""
         sync_file(self.path)
-        self._connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
+        self.connection.executescript(_WAL)
         self.put_meta(
             {
                 "version": VERSION,
-                "rows": self._one("SELECT count(*) FROM row"),
+                "rows": self.one("SELECT count(*) FROM row"),
                 **meta,
             }
         )
 
-    def _verify(self) -> None:
-        self._connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
+    def check(self) -> None:
+        """Read every row once; raises Unusable where that shows any damage."""
         meta = self.meta()
         if meta.get("version") != VERSION:
             raise Unusable("another version wrote it")
-        count, highest = self._connection.execute(
+        count, highest = self.connection.execute(
             "SELECT (SELECT count(*) FROM row), (SELECT max(n) FROM row)"
         ).fetchone()
         if count != meta.get("rows") or (count and highest != count - 1):
@@ -201,52 +164,24 @@ class Index:
         if self._sums(_PLAN_SUMS + _STATE_SUMS) != [*meta.get("plan_sums", []), *meta.get("sums", [])]:
             raise Unusable("its contents do not add up")
 
+    def state_sums(self, where: str) -> list[int]:
+        """What `commit` and whoever else books on rows must keep up, of the rows `where` something changes."""
+        return self._sums(_STATE_SUMS, where)
+
+    def index_keys(self) -> None:
+        """Make rows quick to find by their keys: dear, and only needed where those are doubtful."""
+        self.connection.execute("CREATE INDEX IF NOT EXISTS row_key ON row(key)")
+
     def _sums(self, terms: tuple[str, ...], where: str = "") -> list[int]:
         """What columns of rows add up to: of all rows it is kept beside them, so that damage shows."""
         columns = ", ".join(f"coalesce(sum({term}), 0)" for term in terms)
-        return list(self._connection.execute(f"SELECT {columns} FROM row {where}").fetchone())  # noqa: S608  (as above)
-
-    def _one(self, query: str, *values: object) -> Any:
-        return self._connection.execute(query, values).fetchone()[0]
-
-    def meta(self) -> dict[str, Any]:
-        """What was put by `put_meta`; raises Unusable where it cannot be read."""
-        if self._meta is not None:
-            return self._meta
-        try:
-            found = self._connection.execute("SELECT * FROM meta")
-            self._meta = {name: jsontext.loads(value.encode()) for name, value in found}
-        except (sqlite3.Error, jsontext.NotJson, AttributeError, ValueError) as error:
-            raise Unusable(str(error)) from None
-        return self._meta
-
-    def put_meta(self, values: dict[str, Any]) -> None:
-        """Keep values that JSON can hold, in a transaction of their own."""
-        with self._transaction():
-            self._put_meta(values)
-
-    def _put_meta(self, values: dict[str, Any]) -> None:
-        rows = [(name, jsontext.dumps(value).decode()) for name, value in values.items()]
-        self._connection.executemany("INSERT OR REPLACE INTO meta VALUES(?,?)", rows)
-        self._meta = None
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
-            self._meta = None
-            raise
-        self._connection.execute("COMMIT")
+        return list(self.connection.execute(f"SELECT {columns} FROM row {where}").fetchone())  # noqa: S608  (as above)
 
     def mark_duplicates(self, rekey: Callable[[bytes, int, int], bytes]) -> None:
         """Count every row whose key an earlier row has as a duplicate, known from now on by rekey(key, file, line)."""
-        self._connection.execute(_INDEX_KEYS)
-        self._connection.create_function("rekey", 3, rekey, deterministic=True)
-        self._connection.execute(
+        self.index_keys()
+        self.connection.create_function("rekey", 3, rekey, deterministic=True)
+        self.connection.execute(
             "UPDATE row SET kind = ?, key = rekey(row.key, row.file, row.line) FROM"
             " (SELECT key, min(n) AS n FROM row INDEXED BY row_key GROUP BY key HAVING count(*) > 1) first"
             " WHERE row.key = first.key AND row.n <> first.n",
@@ -261,7 +196,7 @@ class Index:
 
     def _planned(self, where: str, *values: object) -> list[Planned]:
         query = f"SELECT {_PLANNED} FROM row WHERE {where}"  # noqa: S608  (constants of this file)
-        return [Planned(*found) for found in self._connection.execute(query, values)]
+        return [Planned(*found) for found in self.connection.execute(query, values)]
 
     def pending(self, after: int, below: int, most: int, *, which: str = "request") -> list[Planned]:
         """At most `most` pending rows with after < n < below, in input order: every `request`, or of requests with
@@ -275,7 +210,7 @@ class Index:
 
     def index_bodies(self) -> None:
         """Make `leader`, `twins`, `answered_twins` and `answers_to` quick."""
-        self._connection.execute("CREATE INDEX IF NOT EXISTS row_digest ON row(digest)")
+        self.connection.execute("CREATE INDEX IF NOT EXISTS row_digest ON row(digest)")
 
     def twins(self, digest: bytes, n: int, below: int) -> list[Planned]:
         """The pending requests with a body like that of row `n`, other than it."""
@@ -287,12 +222,12 @@ class Index:
             f"SELECT {_PLANNED_OF_R} FROM row r WHERE r.state = 0 AND r.kind = 0 AND r.n < ? AND EXISTS"  # noqa: S608  (as above)
             " (SELECT 1 FROM row t WHERE t.digest = r.digest AND t.state = 1 AND t.kind = 0) ORDER BY r.n"
         )
-        return map(Planned._make, self._connection.execute(query, (below,)))
+        return map(Planned._make, self.connection.execute(query, (below,)))
 
     def answers_to(self, digest: bytes) -> Iterator[int]:
         """Where answered rows with this body have their answers (those of kept rows are answers to another body)."""
         query = "SELECT at FROM row WHERE digest = ? AND state = 1 AND kind = 0 ORDER BY at"
-        return (at for (at,) in self._connection.execute(query, (digest,)))
+        return (at for (at,) in self.connection.execute(query, (digest,)))
 
     def models(self, below: int, counts: Mapping[tuple[int, int], int] | None = None) -> dict[str, int]:
         """Model -> pending requests, among the first `below` rows, the most frequent first; `counts` are of them, too,
@@ -305,26 +240,24 @@ class Index:
             query = (
                 "SELECT model, count(*) FROM row WHERE n < ? AND state = 0 AND kind = 0 GROUP BY model ORDER BY 2 DESC"
             )
-            found = self._connection.execute(query, (below,)).fetchall()
+            found = self.connection.execute(query, (below,)).fetchall()
         return {names[number]: count for number, count in found if count}
 
     def models_at(self, log: str, starts: Collection[int]) -> set[str]:
         """The models of the rows whose lines in a log start there."""
         names = self.meta()["models"]
         query = f"SELECT DISTINCT model FROM row WHERE {_HAS_LINE} AND kind = 0"  # noqa: S608  (as above)
-        return (
-            {names[number] for (number,) in self._connection.execute(query, _lines(log, starts))} if starts else set()
-        )
+        return {names[number] for (number,) in self.connection.execute(query, _lines(log, starts))} if starts else set()
 
     def lines_below(self, below: int, log: str, starts: Collection[int]) -> set[int]:
         """Those of the starts of lines in a log that are of the first `below` rows."""
         query = f"SELECT at FROM row WHERE {_HAS_LINE} AND n < ?"  # noqa: S608  (as above)
-        return {at for (at,) in self._connection.execute(query, (*_lines(log, starts), below))} if starts else set()
+        return {at for (at,) in self.connection.execute(query, (*_lines(log, starts), below))} if starts else set()
 
     def bodies_twice(self, below: int) -> int:
         """How many pending requests have the body of an answered row, or of an earlier pending one."""
-        pending = self._one("SELECT count(*) FROM row WHERE n < ? AND state = 0 AND kind = 0", below)
-        return int(pending - self._one(f"SELECT count(*) FROM ({_UNIQUE_PENDING})", below))  # noqa: S608  (as above)
+        pending = self.one("SELECT count(*) FROM row WHERE n < ? AND state = 0 AND kind = 0", below)
+        return int(pending - self.one(f"SELECT count(*) FROM ({_UNIQUE_PENDING})", below))  # noqa: S608  (as above)
 
     def counts(self, below: int) -> dict[tuple[int, int], int]:
         """(kind, state) -> rows, among the first `below`."""
@@ -332,117 +265,42 @@ class Index:
         found: dict[tuple[int, int], int] = {}
         if meta["plan_sums"][1]:
             query = "SELECT kind, state, count(*) FROM row WHERE n < ? AND kind <> 0 GROUP BY kind, state"
-            found = {(kind, state): count for kind, state, count in self._connection.execute(query, (below,))}
+            found = {(kind, state): count for kind, state, count in self.connection.execute(query, (below,))}
         answered = failed = 0
         if meta["sums"] != [0]:  # else every row is pending
             # What is grouped is sorted, too: for the many this is quicker.
             query = "SELECT total(state = 1), total(state = 2) FROM row WHERE n < ? AND kind = 0"
-            answered, failed = map(int, self._connection.execute(query, (below,)).fetchone())
-        rows = min(below, self._one("SELECT coalesce(max(n) + 1, 0) FROM row"))
+            answered, failed = map(int, self.connection.execute(query, (below,)).fetchone())
+        rows = min(below, self.one("SELECT coalesce(max(n) + 1, 0) FROM row"))
         pending = rows - sum(found.values()) - answered - failed
         of_requests = {(REQUEST, PENDING): pending, (REQUEST, ANSWERED): answered, (REQUEST, FAILED): failed}
         return found | {which: count for which, count in of_requests.items() if count}
 
-    def load(self, logged: Iterable[Logged]) -> None:
-        """Take in lines of the log, to be judged by `changed`, `strangers`, `twice` and then `settle`."""
-        execute = self._connection.execute
-        self._connection.executescript(
-            "PRAGMA temp_store=FILE; CREATE TEMP TABLE IF NOT EXISTS logged("
-            "key BLOB, digest BLOB, state INTEGER, at INTEGER, refused INTEGER, place TEXT, n INTEGER);"
-            "DELETE FROM logged;"
-        )
-        firsts = self.meta().get("firsts", {})
-        execute("BEGIN")
-        self._connection.executemany(
-            "INSERT INTO logged VALUES(?,?,?,?,?,?,?)", ((*line, _row_at(line.place, firsts)) for line in logged)
-        )
-        # Nearly every row still is where its line says; for the others every key is looked up.
-        execute(
-            "UPDATE logged SET n = NULL"
-            " WHERE NOT EXISTS (SELECT 1 FROM row r WHERE r.n = logged.n AND r.key = logged.key)"
-        )
-        if self._one("SELECT EXISTS (SELECT 1 FROM logged WHERE n IS NULL)"):
-            execute(_INDEX_KEYS)
-            execute("UPDATE logged SET n = (SELECT r.n FROM row r WHERE r.key = logged.key) WHERE n IS NULL")
-        execute("COMMIT")
-
-    def changed(self) -> Iterator[tuple[Planned, Logged]]:
-        """Rows asked before with another body, each with the log line of that."""
-        of_l = ", ".join(f"l.{name}" for name in Logged._fields)
-        query = (
-            f"SELECT {_PLANNED_OF_R}, {of_l} FROM logged l"  # noqa: S608  (as above)
-            " JOIN row r ON r.n = l.n WHERE r.digest <> l.digest ORDER BY r.n"
-        )
-        for found in self._connection.execute(query):
-            yield Planned(*found[:9]), Logged(*found[9:])
-
-    def strangers(self) -> Iterator[Logged]:
-        """Log lines of rows that the input no longer has."""
-        query = f"SELECT {', '.join(Logged._fields)} FROM logged WHERE n IS NULL"  # noqa: S608  (as above)
-        return map(Logged._make, self._connection.execute(query))
-
-    def drop_changed(self) -> None:
-        """Leave out what was loaded of rows asked before with another body: they are pending."""
-        self._connection.execute(_DROP_CHANGED)
-
-    def drop_mended(self) -> None:
-        """Leave out what was loaded of rows that could not be asked, and are other ones by now: they are pending."""
-        self._connection.execute(f"{_DROP_CHANGED} AND refused")
-
-    def twice(self) -> list[str]:
-        """Places of rows that stand in the log more than once."""
-        query = "SELECT min(place) FROM logged GROUP BY key HAVING count(*) > 1 LIMIT 20"
-        return [place for (place,) in self._connection.execute(query)]
-
     def forget(self) -> None:
         """Take all rows for pending again: the log was rewritten and is to be loaded from its start."""
-        with self._transaction():
-            self._connection.execute("UPDATE row SET state = 0, at = 0 WHERE state <> 0 OR at <> 0")
-            self._put_meta({"sums": [0], "marks": None})
-
-    def repeats(self, logged: Iterable[Logged]) -> dict[str, list[int]]:
-        """Log name -> starts (ascending) of lines whose row has an earlier one; an answer counts as earlier."""
-        self.load(logged)
-        query = (
-            "SELECT l.state, l.at FROM logged l WHERE EXISTS (SELECT 1 FROM logged first WHERE first.key = l.key"
-            " AND (first.state, first.at) < (l.state, l.at)) ORDER BY l.state, l.at"
-        )
-        self._connection.execute("CREATE INDEX temp.logged_key ON logged(key)")
-        found: dict[str, list[int]] = {}
-        for state, at in self._connection.execute(query):
-            found.setdefault(LOG_OF[state], []).append(at)
-        self._connection.execute("DROP TABLE logged")
-        return found
-
-    def settle(self, meta: dict[str, Any]) -> None:
-        """Book the loaded lines on their rows, together with the marks and totals that account for them."""
-        with self._transaction():
-            before = self._sums(_STATE_SUMS, _OF_LOGGED)
-            self._connection.execute("UPDATE row SET state = l.state, at = l.at FROM logged l WHERE row.n = l.n")
-            after = self._sums(_STATE_SUMS, _OF_LOGGED)
-            whole = self.meta()["sums"]
-            self._put_meta({**meta, "sums": [a - b + c for a, b, c in zip(whole, before, after, strict=True)]})
-        self._connection.execute("DROP TABLE logged")
+        with self.transaction():
+            self.connection.execute("UPDATE row SET state = 0, at = 0 WHERE state <> 0 OR at <> 0")
+            self.put_meta({"sums": [0], "marks": None})
 
     def commit(self, done: list[tuple[int, int, int]], meta: dict[str, Any]) -> None:
         """Book (n, state, at) of rows that the synced log holds, together with the marks that account for them.
 
         One statement for all of them: SQLite works it off without the interpreter lock, beside the event loop.
         """
-        with self._transaction():
+        with self.transaction():
             before = self.meta()["sums"]
-            self._connection.execute(
+            self.connection.execute(
                 "UPDATE row SET state = json_extract(j.value, '$[1]'), at = json_extract(j.value, '$[2]')"
                 " FROM json_each(?) j WHERE row.n = json_extract(j.value, '$[0]')",
                 (orjson.dumps(done).decode(),),
             )
             sums = [before[0] + sum((state * 1000003 + at % 1000003) * (n % 1009 + 1) for n, state, at in done)]
-            self._put_meta({**meta, "sums": sums})
+            self.put_meta({**meta, "sums": sums})
 
     def rows_in_order(self) -> Iterator[tuple[Planned, int, int]]:
         """All rows with (state, at), in input order."""
         query = f"SELECT {_PLANNED}, state, at FROM row ORDER BY n"  # noqa: S608  (as above)
-        for found in self._connection.execute(query):
+        for found in self.connection.execute(query):
             yield Planned(*found[:9]), found[9], found[10]
 
     def distrust(self) -> None:
@@ -452,33 +310,10 @@ class Index:
     def reader(self) -> Index:
         """A second door to the same file, for another thread; raises DiskError."""
         with disk_faults(self.path):
-            return Index(_connect(self.path), self.path)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._connection.close()
+            return Index(connect(self.path), self.path)
 
 
 def _lines(log: str, starts: Collection[int]) -> tuple[int, str]:
     """The values that _HAS_LINE wants."""
     [state] = [state for state, name in LOG_OF.items() if name == log]
     return state, orjson.dumps(list(starts)).decode()
-
-
-def _row_at(place: str, firsts: Mapping[str, int]) -> int | None:
-    """The row that stands at a place (`<file>:<line>`) if no line before it is blank; None for another file's."""
-    label, _, line = place.rpartition(":")
-    first = firsts.get(label)
-    return first + int(line) - 1 if first is not None and line.isdecimal() and len(line) < _DIGITS else None
-
-
-def remove(path: Path) -> None:
-    """Delete an index and what SQLite keeps beside it."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-    connection.execute(_CACHE)
-    return connection

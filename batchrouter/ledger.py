@@ -21,9 +21,10 @@ from typing import Any, Final, Self
 import orjson
 
 from batchrouter import jsontext
+from batchrouter.database import Unusable
 from batchrouter.errors import BusyError, DiskError
 from batchrouter.history import Damaged, Entry, is_of_class, read_entry, tail_digest
-from batchrouter.index import ANSWERED, FAILED, LOG_OF, PENDING, Index, Logged, Unusable
+from batchrouter.index import ANSWERED, FAILED, LOG_OF, PENDING, Index, Logged
 from batchrouter.jsonl import (
     Appender,
     end_of_last_line,

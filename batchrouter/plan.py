@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
+from batchrouter.database import Unusable, remove
 from batchrouter.distinct import Distinct
 from batchrouter.errors import UsageError
 from batchrouter.estimate import Weight, Weights
-from batchrouter.index import DUPLICATE, INVALID, LOG_OF, Index, Logged, Unusable, remove
+from batchrouter.index import DUPLICATE, INVALID, LOG_OF, Index, Logged
 from batchrouter.insertion import SURVEYED
 from batchrouter.intake import Shaping, key_of_duplicate
+from batchrouter.overlay import Overlay
 from batchrouter.records import Outcome, Refusal, Usage
 from batchrouter.rows import Rows
 from batchrouter.settings import Changed
@@ -109,12 +111,13 @@ def make(
     taken out, and the models that are to be asked afterwards: where it raises, the log is as it was. Raises UsageError
     where rows were asked before with another body (and `changed` is `refuse`), and DiskError.
     """
-    index, known = lay(sources, shaping, ledger, check)
+    overlay, known = _laid(sources, shaping, ledger, check)
+    index = overlay.index
     total = index.meta()["rows"]
     below = total if limit is None else min(limit, total)
     again = {name: set(starts) for name, starts in ledger.starts_of(retry)} if retry else {}
-    outdated = _outdated(again, index, sources, changed, below)
-    removed = _settle(index, ledger, known)
+    outdated = _outdated(again, overlay, sources, changed, below)
+    removed = _settle(overlay, ledger, known)
     ledger.follow_with(index)
     if dedupe:
         index.index_bodies()
@@ -125,39 +128,35 @@ def make(
     leaving = {name: again.get(name, set()) | outdated.get(name, set()) for name in LOG_OF.values()}
     approve(plan, set(plan.models).union(*(index.models_at(name, starts) for name, starts in leaving.items())))
     if sum(ledger.take_out(name, sorted(starts)) for name, starts in leaving.items() if starts):
-        plan = _counted(index, rows, _settle(index, ledger, _load_anew(index, ledger)))
+        plan = _counted(index, rows, _settle(_laid_anew(index, ledger), ledger, 0))
     return plan
 
 
-def _settle(index: Index, ledger: Log, known: int) -> int:
-    """Book what was loaded; gives how many rows are removed, `known` of them before."""
-    removed = known + sum(1 for _ in index.strangers())
-    kept = any(True for _ in index.changed())  # their rows are to be looked at again at every start
-    index.settle({"marks": ledger.marks(), "totals": ledger.totals.dump(), "removed": removed, "kept": kept})
+def _settle(overlay: Overlay, ledger: Log, known: int) -> int:
+    """Book what was laid; gives how many rows are removed, `known` of them before."""
+    removed = known + sum(1 for _ in overlay.strangers())
+    kept = any(True for _ in overlay.changed())  # their rows are to be looked at again at every start
+    overlay.settle({"marks": ledger.marks(), "totals": ledger.totals.dump(), "removed": removed, "kept": kept})
     return removed
 
 
-def lay(
-    sources: Sequence[Source], shaping: Shaping, ledger: Log, check: Callable[[], None] = _nothing
-) -> tuple[Index, int]:
-    """The index of these inputs with the log loaded, but not settled, and how many removed rows it knows already."""
+def _laid(sources: Sequence[Source], shaping: Shaping, ledger: Log, check: Callable[[], None]) -> tuple[Overlay, int]:
+    """The log over the index of these inputs, not settled, and how many removed rows that knows already."""
     index, marks, meta = _index_for(sources, shaping, ledger, check)
-    index.load(_checked(ledger.replay(marks), check))
-    known: int = meta.get("removed", 0)
+    overlay = Overlay(index, _checked(ledger.replay(marks), check))
     if ledger.set_damage_aside():
-        known = _load_anew(index, ledger)
-    return index, known
+        return _laid_anew(index, ledger), 0
+    return overlay, meta.get("removed", 0)
 
 
-def _load_anew(index: Index, ledger: Log) -> int:
-    """The log was rewritten: all of it is laid over the index again, of which nothing (0) was known before."""
+def _laid_anew(index: Index, ledger: Log) -> Overlay:
+    """The log was rewritten: all of it over the index again, which then knows nothing of before."""
     index.forget()
-    index.load(ledger.replay(None))
-    return 0
+    return Overlay(index, ledger.replay(None))
 
 
 def _outdated(
-    again: Mapping[str, Collection[int]], index: Index, sources: Sequence[Source], changed: Changed, below: int
+    again: Mapping[str, Collection[int]], overlay: Overlay, sources: Sequence[Source], changed: Changed, below: int
 ) -> dict[str, set[int]]:
     """Log name -> starts of lines that speak of rows as they no longer are, to be taken out beside those in `again`.
 
@@ -167,7 +166,7 @@ def _outdated(
     outdated: dict[str, set[int]] = {}
     places: list[str] = []
     count = 0
-    for row, logged in index.changed():
+    for row, logged in overlay.changed():
         name = LOG_OF[logged.state]
         if logged.refused or (changed == "rerun" and row.n < below):
             outdated.setdefault(name, set()).add(logged.at)
@@ -177,7 +176,7 @@ def _outdated(
             count += 1
             if len(places) < _SHOWN:
                 places.append(f"{sources[row.file].label}:{row.line}")
-    for logged in index.strangers():
+    for logged in overlay.strangers():
         if logged.refused:
             outdated.setdefault(LOG_OF[logged.state], set()).add(logged.at)
     if places:

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from batchrouter.database import Unusable, disk_faults
 from batchrouter.estimate import LIKELY_ANSWER_TOKENS, UNBOUNDED_ANSWER_TOKENS, Weight, Weights, size_of
 from batchrouter.history import Damaged, is_of_class, read_entry, tail_digest
-from batchrouter.index import ANSWERED, LOG_OF, Index, Logged, Unusable, disk_faults
+from batchrouter.index import ANSWERED, LOG_OF, Index, Logged
 from batchrouter.intake import Shaping
 from batchrouter.jsonl import read_lines
+from batchrouter.overlay import Overlay
 from batchrouter.plan import build_index
 from batchrouter.rows import Rows
 from batchrouter.settings import Price, Settings
@@ -113,13 +115,13 @@ def preview_apart(
         meta = index.meta()
         marks = meta["marks"]
         totals = Totals() if marks is None else Totals.load(meta["totals"])
-        index.load(_logged(directory, totals, settings.retry, marks))
-        changed, removed = _judged(index, settings.limit)
+        overlay = Overlay(index, _logged(directory, totals, settings.retry, marks))
+        changed, removed = _judged(overlay, settings.limit)
         count = changed.total()
         if settings.changed == "rerun":
-            index.drop_changed()
+            overlay.drop_changed()
             changed.clear()
-        index.settle({})
+        overlay.settle({})
         if settings.dedupe:
             index.index_bodies()
         removed += 0 if marks is None else meta["removed"]
@@ -168,14 +170,14 @@ def _fits(directory: Path, marks: Mapping[str, Any]) -> bool:
     return True
 
 
-def _judged(index: Index, limit: int | None) -> tuple[Counter[int], int]:
+def _judged(overlay: Overlay, limit: int | None) -> tuple[Counter[int], int]:
     """Changed rows by the state of their old answers, and removed rows. A line of a row that was refused and is another
     one by now says nothing: the row is asked, or refused anew.
     """
     below = _ALL if limit is None else limit
-    changed = Counter(logged.state for row, logged in index.changed() if not logged.refused and row.n < below)
-    removed = sum(1 for logged in index.strangers() if not logged.refused)
-    index.drop_mended()
+    changed = Counter(logged.state for row, logged in overlay.changed() if not logged.refused and row.n < below)
+    removed = sum(1 for logged in overlay.strangers() if not logged.refused)
+    overlay.drop_mended()
     return changed, removed
 
 

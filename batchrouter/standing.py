@@ -13,7 +13,8 @@ from typing import Any, Final
 import orjson
 
 from batchrouter.audit import read_about
-from batchrouter.index import Index, Unusable
+from batchrouter.database import Unusable
+from batchrouter.index import Index
 
 _RECENT_LINES: Final = 200
 _RECENT_BYTES: Final = 2**20

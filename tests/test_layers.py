@@ -27,7 +27,7 @@ LEVELS = [
         "estimate",
         "health",
     },
-    {"settings", "sources"},
+    {"settings", "sources", "database"},
     {
         "eventstream",
         "credit",
@@ -48,7 +48,7 @@ LEVELS = [
         "wire",
     },
     {"frontier", "usage", "index", "intake", "crowd", "suspects", "redaction"},
-    {"sse", "pace", "retry", "rows", "history", "removal", "review", "survey"},
+    {"sse", "pace", "retry", "rows", "history", "overlay", "removal", "review", "survey"},
     {"throttle", "jury", "mishaps", "watch"},
     {"lanes", "allowance"},
     {"answers"},

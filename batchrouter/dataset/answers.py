@@ -15,15 +15,15 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
-from urllib.parse import quote
 
 import orjson
 
 from batchrouter import jsontext
 from batchrouter.audit import prices_of, read_about, shaping_of, sources_of
+from batchrouter.database import Unusable
 from batchrouter.errors import UsageError
 from batchrouter.history import Damaged, read_entry, tail_digest
-from batchrouter.index import _PLAN_SUMS, _STATE_SUMS, LOG_OF, PENDING, VERSION, Index, Planned, Unusable
+from batchrouter.index import LOG_OF, PENDING, Index, Planned
 from batchrouter.intake import Shaping
 from batchrouter.jsonl import LONGEST_LINE_BYTES, read_lines
 from batchrouter.plan import build_index
@@ -35,8 +35,7 @@ _BLOCK_BYTES: Final = 64 * 2**10
 _MOST_BLOCKS: Final = 64
 _ID: Final = slice(10, 34)  # where a log line's `id` has the key of its row
 _LATE: Final = "CREATE TEMP TABLE late(key BLOB PRIMARY KEY, digest BLOB, state INTEGER, at INTEGER) WITHOUT ROWID"
-_ALL_SUMS: Final = (*_PLAN_SUMS, *_STATE_SUMS)
-_COUNTS: Final = ("count(*)", "coalesce(max(n) + 1, 0)", *(f"coalesce(sum({term}), 0)" for term in _ALL_SUMS))
+_SNAPSHOT: Final = "PRAGMA cache_size=-8192; PRAGMA temp_store=FILE; BEGIN;"
 _KEY: Final = Planned._fields.index("key")
 _PLANNED: Final = ", ".join(f"r.{name}" for name in Planned._fields)
 _ROWS: Final = (
@@ -149,52 +148,34 @@ def open_answers(directory: str | Path) -> Iterator[Answers]:
         index = _live_index(directory / "checkpoint.sqlite", inputs, shaping)
         if index is None:
             folder = held.enter_context(tempfile.TemporaryDirectory(prefix="batchrouter-"))
-            path = Path(folder) / "rows.sqlite"
-            build_index(path, inputs, shaping).close()
-            index = _connect(path)
+            index = build_index(Path(folder) / "rows.sqlite", inputs, shaping)
+            index.connection.executescript(_SNAPSHOT)
         held.enter_context(closing(index))
-        marks = _fitting_marks(Index(index, directory), directory)
+        marks = _fitting_marks(index, directory)
         _lay_log(index, logs, marks, directory, notes)
         keeps = about["settings"].get("changed") == "keep"
-        rows = index.execute(_ROWS, (marks is not None, keeps))
+        rows = index.connection.execute(_ROWS, (marks is not None, keeps))
         by_start = {state: _Log(file) for state, file in logs.items()}
         yield Answers(directory, inputs, prices_of(about), notes, shaping, by_start, rows)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """The database for reading, from now on as it is now. Where it may, it is opened as a writer would: only so are the
-    files beside it, which any reader of a database in WAL mode needs, taken away again at the end.
-    """
-    mode = "rw" if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) else "ro"
-    connection = sqlite3.connect(
-        f"file:{quote(os.fsencode(path.resolve()))}?mode={mode}", uri=True, isolation_level=None
-    )
-    connection.executescript("PRAGMA cache_size=-8192; PRAGMA temp_store=FILE; BEGIN;")
-    return connection
-
-
-def _live_index(path: Path, inputs: Sequence[Source], shaping: Shaping) -> sqlite3.Connection | None:
+def _live_index(path: Path, inputs: Sequence[Source], shaping: Shaping) -> Index | None:
     """The run's index as one snapshot, if it is one of these inputs; None where it is not to be used."""
     if not path.is_file() or path.is_symlink():
         return None
-    connection = None
+    index = None
     try:
-        connection = _connect(path)
-        meta = Index(connection, path).meta()
-        query = f"SELECT {', '.join(_COUNTS)} FROM row"  # noqa: S608  (constants of the program)
-        found = list(connection.execute(query).fetchone())  # reads every row: damage shows now
+        index = Index.view(path)
+        index.connection.executescript(_SNAPSHOT)
+        index.check()
+        meta = index.meta()
         labels = [item[0] for item in meta["inputs"]]
-        if (
-            meta["version"] == VERSION
-            and found == [meta["rows"], meta["rows"], *meta["plan_sums"], *meta["sums"]]
-            and meta["shaping"] == shaping.fingerprint()
-            and labels == [source.label for source in inputs]
-        ):
-            return connection
+        if meta["shaping"] == shaping.fingerprint() and labels == [source.label for source in inputs]:
+            return index
     except (sqlite3.Error, Unusable, KeyError, TypeError):
         pass
-    if connection is not None:
-        connection.close()
+    if index is not None:
+        index.close()
     return None
 
 
@@ -213,18 +194,20 @@ def _fitting_marks(index: Index, directory: Path) -> Mapping[str, Any] | None:
 
 
 def _lay_log(
-    index: sqlite3.Connection,
+    index: Index,
     logs: Mapping[int, BinaryIO],
     marks: Mapping[str, Any] | None,
     directory: Path,
     notes: list[str],
 ) -> None:
     """Put the log past the marks (None: all of it) beside the index, as the table `late`."""
-    index.execute(_LATE)
+    index.connection.execute(_LATE)
     for state, file in logs.items():
         path = directory / LOG_OF[state]
         start = marks[path.stem][0] if marks else 0
-        index.executemany("INSERT OR REPLACE INTO late VALUES(?,?,?,?)", _late(file, start, state, path, notes))
+        index.connection.executemany(
+            "INSERT OR REPLACE INTO late VALUES(?,?,?,?)", _late(file, start, state, path, notes)
+        )
 
 
 def _late(

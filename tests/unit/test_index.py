@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchrouter.database import Unusable, remove
 from batchrouter.index import (
     ANSWERED,
     DUPLICATE,
@@ -23,10 +24,9 @@ from batchrouter.index import (
     Index,
     Logged,
     Planned,
-    Unusable,
-    remove,
 )
 from batchrouter.insertion import SURVEYED
+from batchrouter.overlay import Overlay
 
 META: dict[str, Any] = {"inputs": [["a"]], "shaping": "s", "marks": None, "models": ["m"]}
 
@@ -184,10 +184,10 @@ def test_a_commit_that_fails_changes_nothing(index: Index, path: Path) -> None:
 
 def test_the_log_is_laid_over_the_rows(index: Index, path: Path) -> None:
     """Answered and failed rows are booked with their places; those of no row of this input are strangers."""
-    index.load([logged("k3", at=7), logged("k4", FAILED, 9), logged("gone", at=20)])
-    assert [line.place for line in index.strangers()] == ["in.jsonl:gone"]
-    assert list(index.changed()) == []
-    index.settle({"marks": {}})
+    overlay = Overlay(index, [logged("k3", at=7), logged("k4", FAILED, 9), logged("gone", at=20)])
+    assert [line.place for line in overlay.strangers()] == ["in.jsonl:gone"]
+    assert list(overlay.changed()) == []
+    overlay.settle({"marks": {}})
     assert states(index) == [{3: ANSWERED, 4: FAILED}.get(n, PENDING) for n in range(10)]
     index.close()
     assert usable(path)
@@ -198,11 +198,12 @@ def test_a_line_of_the_log_finds_its_row_wherever_it_says_it_stood(path: Path, l
     """Its place is a guess, and its key what counts: no line is booked on another row."""
     index = built(path, [planned(n) for n in range(10)])
     index.put_meta({"firsts": {"in.jsonl": 0}})
-    index.load(
-        [logged("k3", at=7)._replace(place=f"in.jsonl:{line}"), logged("gone")._replace(place=f"in.jsonl:{line}")]
+    overlay = Overlay(
+        index,
+        [logged("k3", at=7)._replace(place=f"in.jsonl:{line}"), logged("gone")._replace(place=f"in.jsonl:{line}")],
     )
-    assert [entry.key for entry in index.strangers()] == [name("gone")]
-    index.settle({"marks": {}})
+    assert [entry.key for entry in overlay.strangers()] == [name("gone")]
+    overlay.settle({"marks": {}})
     assert [n for n, state in enumerate(states(index)) if state] == [3]
     index.close()
     assert usable(path)
@@ -217,11 +218,11 @@ def test_rows_where_their_lines_say_need_no_look_at_every_key(path: Path) -> Non
 
     index = built(path, [planned(n) for n in range(10)])
     index.put_meta({"firsts": {"in.jsonl": 0}})
-    index.load([logged(f"k{n}", at=n)._replace(place=f"in.jsonl:{n + 1}") for n in range(9)])
-    index.settle({"marks": {}})
+    overlay = Overlay(index, [logged(f"k{n}", at=n)._replace(place=f"in.jsonl:{n + 1}") for n in range(9)])
+    overlay.settle({"marks": {}})
     assert not has_keys()
-    index.load([logged("k9", at=9)._replace(place="in.jsonl:20")])
-    index.settle({"marks": {}})
+    overlay = Overlay(index, [logged("k9", at=9)._replace(place="in.jsonl:20")])
+    overlay.settle({"marks": {}})
     assert has_keys()
     assert states(index) == [ANSWERED] * 10
     index.close()
@@ -230,15 +231,17 @@ def test_rows_where_their_lines_say_need_no_look_at_every_key(path: Path) -> Non
 
 def test_another_body_under_an_id_is_a_change(index: Index) -> None:
     """The row and the line of the log that speaks of its old body."""
-    index.load([logged("k3", digest="other"), logged("k4")])
-    found = [(row.n, line.place) for row, line in index.changed()]
+    overlay = Overlay(index, [logged("k3", digest="other"), logged("k4")])
+    found = [(row.n, line.place) for row, line in overlay.changed()]
     assert found == [(3, "in.jsonl:k3")]
 
 
 def test_rows_that_stand_in_the_log_twice_are_named(index: Index) -> None:
     """Whether answered twice, or answered and failed."""
-    index.load([logged("k1"), logged("k2", at=1), logged("k2", at=2), logged("k3", at=3), logged("k3", FAILED)])
-    assert sorted(index.twice()) == ["in.jsonl:k2", "in.jsonl:k3"]
+    overlay = Overlay(
+        index, [logged("k1"), logged("k2", at=1), logged("k2", at=2), logged("k3", at=3), logged("k3", FAILED)]
+    )
+    assert sorted(overlay.twice()) == ["in.jsonl:k2", "in.jsonl:k3"]
 
 
 def test_forget_takes_all_rows_for_pending(index: Index, path: Path) -> None:
