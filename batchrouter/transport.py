@@ -28,7 +28,7 @@ from batchrouter.redaction import Redactor
 from batchrouter.retry import clean
 from batchrouter.sse import Assembly, Incomplete
 from batchrouter.watch import Attempt, Watch
-from batchrouter.wire import MOST_BYTES, Answer, Wire, is_plain, silent
+from batchrouter.wire import MOST_BYTES, Answer, Trust, Wire, is_plain, silent
 
 _ERROR_BODY_BYTES: Final = 2**20
 _ERROR_TEXT_CHARACTERS: Final = 2000
@@ -67,6 +67,7 @@ class _Connector(aiohttp.TCPConnector):
     """Tells when an attempt opens a connection, and when it has one: made for it, or kept from another."""
 
     on_connected: Callable[..., None]
+    trust: Trust
 
     async def connect(self, *args: Any, **kwargs: Any) -> Any:
         connection = await super().connect(*args, **kwargs)
@@ -81,9 +82,13 @@ class _Connector(aiohttp.TCPConnector):
 
     async def _get(self, *args: Any, **kwargs: Any) -> Connection | None:
         """A kept connection, but none on which the peer has spoken unasked: it would be taken for the answer."""
-        while (connection := await super()._get(*args, **kwargs)) is not None and not silent([connection]):
+        while (connection := await super()._get(*args, **kwargs)) is not None:
+            if not silent([connection]):
+                await self.trust.look_at(connection)
+            elif not self.trust.is_lost:
+                return connection
             connection.close()
-        return connection
+        return None
 
 
 class Transport:
@@ -125,6 +130,7 @@ class Transport:
             }
         )
         self._watch = Watch(timeout_s, idle_timeout_s)
+        self._trust = Trust()
 
     def heard_s(self) -> float:
         """When an answer under way last went on, by the loop's clock, as far as was looked."""
@@ -136,7 +142,7 @@ class Transport:
         self._wire: Wire | None = None
         if self._proxy is None and self._session.connector is not None and is_plain(self._headers):
             on_kept = partial(self._watch.connected, "kept")
-            self._wire = Wire(self._session.connector, self._urls, self._headers, on_kept)
+            self._wire = Wire(self._session.connector, self._urls, self._headers, on_kept, trust=self._trust)
         self._loop = asyncio.get_running_loop()
         self._watch.start()
         return self
@@ -157,6 +163,7 @@ class Transport:
             ttl_dns_cache=30,
         )
         connector.on_connected = self._watch.connected
+        connector.trust = self._trust
         return aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None, connect=None),

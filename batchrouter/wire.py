@@ -57,9 +57,41 @@ def silent(connections: Iterable[Connection]) -> dict[Connection, asyncio.Transp
     return dict(found.values())
 
 
-def _peeked(transport: asyncio.Transport) -> bytes:
-    """How what is still at the socket begins (over TLS that tells nothing)."""
-    end = transport.get_extra_info("socket")
+class Trust:
+    """Whether a peer answers only what it was asked. Once it has given an answer that nobody had asked for, the next
+    such may come when a request has left, and be taken for its answer: each connection is to be used once then.
+    """
+
+    __slots__ = ("is_lost",)
+
+    def __init__(self) -> None:
+        self.is_lost = False
+
+    def heard(self, status: int) -> None:
+        """The peer has said that unasked; others than 200 say that it has waited for too long."""
+        self.is_lost = self.is_lost or status == OK
+
+    async def look_at(self, connection: Connection) -> None:
+        """The peer has spoken unasked on it: see what that is."""
+        protocol = connection.protocol
+        if protocol is None:
+            return
+        if len(protocol):
+            message, _ = await protocol.read()
+            self.heard(message.code)
+        else:
+            self.peek_at(protocol.transport)
+
+    def peek_at(self, transport: asyncio.Transport | None) -> None:
+        """The same where it is still at the socket (over TLS, that tells nothing)."""
+        self.is_lost = self.is_lost or _peeked(transport).startswith(_ANSWER)
+
+
+def _peeked(transport: asyncio.Transport | None) -> bytes:
+    """How what is still at the socket begins."""
+    end = None if transport is None else transport.get_extra_info("socket")
+    if end is None:
+        return b""
     try:
         with socket.socket(fileno=os.dup(end.fileno())) as peer:
             return peer.recv(len(_ANSWER), socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -109,7 +141,7 @@ class Answer:
         """Let go of the connection; it is of further use only where request and answer have come to their ends."""
         protocol = self._connection.protocol
         if protocol is not None and len(protocol):
-            self._wire.distrust()
+            self._wire.trust.is_lost = True
         if protocol is None or protocol.writing_paused or protocol.should_close:
             self.close()
         else:
@@ -133,14 +165,15 @@ class Wire:
         headers: CIMultiDict[str],
         on_kept: Callable[[asyncio.Transport | None], None] = lambda _: None,
         keep_s: float = _KEEP_S,
+        trust: Trust | None = None,
     ) -> None:
+        self.trust = trust or Trust()
         self._connector = connector
         self._on_kept = on_kept
         self._keep_s = keep_s
         self._kept: deque[tuple[Connection, float]] = deque()  # and since when, the latest last
         self._unsent: dict[Connection, bytes] = {}
         self._sends_soon = False
-        self._is_trusted = True
         self._loop = asyncio.get_running_loop()
         self._left_to = 0  # who ask the connector
         self._targets: dict[str, tuple[_Target, bytes]] = {}
@@ -152,7 +185,7 @@ class Wire:
         """Send a body to an address; gives the answer as soon as its head is there; raises as aiohttp does."""
         target, head = self._targets[name]
         request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
-        while self._kept:
+        while self._kept and not self.trust.is_lost:
             connection, _ = self._kept.popleft()  # the oldest: there the peer has had most time to speak unasked
             self._on_kept(connection.transport)
             try:
@@ -175,8 +208,7 @@ class Wire:
             while 100 <= message.code < 200 and message.code != 101:
                 message, content = await protocol.read()
             if connection in self._unsent:
-                if message.code == OK:
-                    self.distrust()
+                self.trust.heard(message.code)
                 raise _NotSentError  # noqa: TRY301  (so that was no answer)
         except BaseException as error:
             connection.close()
@@ -203,21 +235,14 @@ class Wire:
             protocol = connection.protocol
             if protocol is None or len(protocol):
                 continue  # nobody waits for it any more, or what was said is read next
-            if protocol.transport is not None and _peeked(protocol.transport).startswith(_ANSWER):
-                self.distrust()
+            self.trust.peek_at(protocol.transport)
             protocol.set_exception(_NotSentError())
-
-    def distrust(self) -> None:
-        """The peer has given an answer that nobody had asked for. The next such may come when a request has left, and
-        be taken for its answer: from now on each connection is used once.
-        """
-        self._is_trusted = False
-        self.close()
 
     def keep(self, connection: Connection) -> None:
         """A connection is free for the next request; those that nobody has needed for long are closed."""
-        if not self._is_trusted:
+        if self.trust.is_lost:
             connection.close()
+            self.close()
             return
         if self._left_to:
             connection.release()
