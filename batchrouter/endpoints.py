@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict
 from typing import Any, Final, Self
 
+from batchrouter.catalogue import Catalogue
 from batchrouter.descriptors import connections_for
 from batchrouter.gates import Slots
 from batchrouter.keys import Secret
@@ -18,7 +19,7 @@ from batchrouter.records import Reply
 from batchrouter.routing import Route, Routes
 from batchrouter.settings import Endpoint, Settings
 from batchrouter.throttle import Note, Throttle
-from batchrouter.transport import Catalogue, Transport
+from batchrouter.transport import Transport
 
 MOST_CONCURRENT: Final = 512
 _MOST_LANES: Final = 64

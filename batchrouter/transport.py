@@ -10,15 +10,16 @@ import asyncio
 import contextlib
 import io
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 import aiohttp
 from aiohttp.connector import Connection
 from multidict import CIMultiDict
 
 from batchrouter import __version__, jsontext
+from batchrouter.catalogue import Catalogue
 from batchrouter.descriptors import ensure_descriptors
 from batchrouter.errors import UsageError
 from batchrouter.keys import Secret
@@ -36,31 +37,10 @@ _SHOWN_BYTES: Final = 2**16  # of a body that is no JSON: far more than is shown
 _BEGINNING_CHARACTERS: Final = 60
 _CATALOGUE_BYTES: Final = 16 * 2**20
 _STREAM_END_S: Final = 1.0
-_MOST_NAMED: Final = 10
 _PACKINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
 _STREAM: Final = "text/event-stream"
 
 _Response = aiohttp.ClientResponse | Answer
-
-
-class Catalogue(NamedTuple):
-    """An endpoint's answer to `GET /models`: the models, each with an `id`, or (None) that it has no catalogue.
-
-    `refusal` is what came in place of a 200.
-    """
-
-    refusal: Reply | Fault | None
-    models: list[dict[str, Any]] | None
-
-    def warning(self, wanted: Iterable[str]) -> str:
-        """What to tell of those models that are not listed; nothing where all are, or there is no catalogue."""
-        known = {model["id"] for model in self.models or ()}
-        unknown = sorted(clean(model) for model in wanted if model not in known) if known else []
-        if not unknown:
-            return ""
-        more = f" and {len(unknown) - _MOST_NAMED} others" if len(unknown) > _MOST_NAMED else ""
-        named = ", ".join(unknown[:_MOST_NAMED])
-        return f"not in the endpoint's catalogue: {named}{more} (`batchrouter models` lists it; case matters)"
 
 
 class _Connector(aiohttp.TCPConnector):

@@ -49,7 +49,7 @@ LEVELS = [
     },
     {"frontier", "usage", "index", "intake", "crowd", "suspects", "redaction"},
     {"sse", "pace", "retry", "rows", "history", "overlay", "removal", "review", "survey"},
-    {"throttle", "jury", "mishaps", "watch"},
+    {"throttle", "jury", "mishaps", "watch", "catalogue"},
     {"lanes", "allowance"},
     {"answers"},
     {"runner", "ledger", "plan", "transport", "progress"},

@@ -10,13 +10,14 @@ from typing import Any, Final
 
 import click
 
+from batchrouter.catalogue import Catalogue
 from batchrouter.cli.options import settings_from, settings_options
 from batchrouter.keys import Secret, key_of
 from batchrouter.records import CREDITS_SPENT, ENDPOINT_DOWN, KEY_REFUSED, Fault, Reply
 from batchrouter.remedies import remedy_for
 from batchrouter.retry import clean, is_about_credits, message_of
 from batchrouter.settings import Endpoint, Settings
-from batchrouter.transport import Catalogue, Transport
+from batchrouter.transport import Transport
 
 _PATIENCE_S: Final = 30.0
 _CHECK_URL: Final = "is the base URL right, up to and with /v1?"

@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 from kit.hostile import KEY, Heard, Step, hostile, http, right
 from kit.world import request_row, run, serving, write_jsonl
 
+from batchrouter.catalogue import Catalogue
 from batchrouter.cli.models import command
 from batchrouter.errors import UsageError
-from batchrouter.transport import Catalogue
 
 
 def models(base_url: str, *options: str) -> Result:
