@@ -57,11 +57,15 @@ class Database:
         return self._meta
 
     def put_meta(self, values: dict[str, Any]) -> None:
-        """Keep values that JSON can hold, in the transaction that is under way, or in one of their own."""
+        """Keep values that JSON can hold, in a transaction of their own."""
+        with self.transaction():
+            self.add_meta(values)
+
+    def add_meta(self, values: dict[str, Any]) -> None:
+        """The same in the transaction that the caller is in."""
         rows = [(name, jsontext.dumps(value).decode()) for name, value in values.items()]
-        with contextlib.nullcontext() if self.connection.in_transaction else self.transaction():
-            self.connection.executemany("INSERT OR REPLACE INTO meta VALUES(?,?)", rows)
-            self._meta = None
+        self.connection.executemany("INSERT OR REPLACE INTO meta VALUES(?,?)", rows)
+        self._meta = None
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

@@ -280,7 +280,7 @@ class Index(Database):
         """Take all rows for pending again: the log was rewritten and is to be loaded from its start."""
         with self.transaction():
             self.connection.execute("UPDATE row SET state = 0, at = 0 WHERE state <> 0 OR at <> 0")
-            self.put_meta({"sums": [0], "marks": None})
+            self.add_meta({"sums": [0], "marks": None})
 
     def commit(self, done: list[tuple[int, int, int]], meta: dict[str, Any]) -> None:
         """Book (n, state, at) of rows that the synced log holds, together with the marks that account for them.
@@ -295,7 +295,7 @@ class Index(Database):
                 (orjson.dumps(done).decode(),),
             )
             sums = [before[0] + sum((state * 1000003 + at % 1000003) * (n % 1009 + 1) for n, state, at in done)]
-            self.put_meta({**meta, "sums": sums})
+            self.add_meta({**meta, "sums": sums})
 
     def rows_in_order(self) -> Iterator[tuple[Planned, int, int]]:
         """All rows with (state, at), in input order."""

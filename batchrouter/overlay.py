@@ -94,7 +94,7 @@ class Overlay:
             self._connection.execute("UPDATE row SET state = l.state, at = l.at FROM logged l WHERE row.n = l.n")
             after = index.state_sums(_OF_LOGGED)
             whole = index.meta()["sums"]
-            index.put_meta({**meta, "sums": [a - b + c for a, b, c in zip(whole, before, after, strict=True)]})
+            index.add_meta({**meta, "sums": [a - b + c for a, b, c in zip(whole, before, after, strict=True)]})
         self._connection.execute("DROP TABLE logged")
 
 

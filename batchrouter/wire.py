@@ -31,7 +31,7 @@ from batchrouter.records import OK
 MOST_BYTES: Final = 2**20  # of a body that is sent in one piece
 _KEEP_S: Final = 15.0  # as long as aiohttp keeps an idle connection
 _NOT_PLAIN: Final = frozenset({"expect", "transfer-encoding"})
-_ANSWER: Final = b"HTTP/1.1 200 "
+_ANSWER: Final = b"HTTP/1.1 200"
 _UNFIT: Final = frozenset("\r\n\0")
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None, connect=None)
 
@@ -141,7 +141,7 @@ class Answer:
         """Let go of the connection; it is of further use only where request and answer have come to their ends."""
         protocol = self._connection.protocol
         if protocol is not None and len(protocol):
-            self._wire.trust.is_lost = True
+            self._wire.trust.heard(OK)  # so soon after an answer that nobody can have waited for too long
         if protocol is None or protocol.writing_paused or protocol.should_close:
             self.close()
         else:
